@@ -1,0 +1,25 @@
+"""mbexport: fine-tuned ModernBERT to ONNX, and a small runtime for it.
+
+The functions below are what the commands call. They are imported on first use, so that
+``import mbexport.runtime`` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mbexport.errors import MbexportError
+
+if TYPE_CHECKING:
+    from mbexport.pipeline import export_onnx, validate
+
+__version__ = "0.1.0"
+__all__ = ["MbexportError", "__version__", "export_onnx", "validate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("export_onnx", "validate"):
+        from mbexport import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'mbexport' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The only writers of a bundle: weights, graphs, tokenizer files, manifest."""

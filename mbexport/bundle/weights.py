@@ -1,0 +1,74 @@
+"""Weights stream from a checkpoint into one external-data file that all graphs share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.checkpoint.weights import Weights, expected_tensors, is_linear
+from mbexport.files import Progress
+from mbexport.graph.rope import rope_tables
+from mbexport.manifest import WeightsFile
+
+ALIGNMENT = 4096  # a page, so that a runtime can map each tensor as it lies
+FloatArray = npt.NDArray[np.float32]
+
+
+def write_fp32_weights(
+    path: Path, spec: ModelSpec, weights: Weights, progress: Progress
+) -> tuple[dict[str, ir.TensorProtocol], WeightsFile]:
+    """Write every tensor as float32, little endian, linear weights transposed to [in, out].
+
+    Args:
+        path: the file to write; graphs will name it relative to their own place.
+        spec: the model.
+        weights: its tensors.
+        progress: called after each tensor.
+
+    Returns:
+        Per name, where the tensor lies; and the manifest's entry for the file.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+        OSError: the file cannot be written.
+    """
+    placed: dict[str, ir.TensorProtocol] = {}
+    digest = hashlib.sha256()
+    offset, total = 0, len(expected_tensors(spec)) + 2 * (spec.has_global + spec.has_local)
+    with path.open("wb") as stream:
+
+        def write(data: bytes | memoryview) -> None:
+            nonlocal offset
+            stream.write(data)
+            digest.update(data)
+            offset += len(data)
+
+        for name, array in _all_tensors(spec, weights):
+            write(bytes(-offset % ALIGNMENT))
+            start = offset
+            write(np.ascontiguousarray(array, dtype="<f4").data.cast("B"))
+            placed[name] = ir.ExternalTensor(
+                path.name, start, offset - start, ir.DataType.FLOAT,
+                shape=ir.Shape(array.shape), name=name, base_dir=str(path.parent),
+            )  # fmt: skip
+            progress(len(placed), total, name)
+    return placed, WeightsFile(file=f"{path.parent.name}/{path.name}", bytes=offset, sha256=digest.hexdigest())
+
+
+def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, FloatArray]]:
+    for name, array in weights.read(list(expected_tensors(spec))):
+        yield name, array.T if is_linear(name, array.shape) else array
+    for kind, used, theta in (
+        ("global", spec.has_global, spec.global_theta),
+        ("local", spec.has_local, spec.local_theta),
+    ):
+        if used:
+            cos, sin = rope_tables(theta, spec.head_dim, spec.max_positions)
+            yield f"rope.{kind}.cos", cos
+            yield f"rope.{kind}.sin", sin

@@ -1,0 +1,104 @@
+"""A checkpoint becomes a bundle directory, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mbexport import __version__
+from mbexport.bundle.weights import write_fp32_weights
+from mbexport.checkpoint.load import Checkpoint
+from mbexport.errors import BundleError
+from mbexport.files import Progress, new_directory, no_progress, sha256
+from mbexport.graph.builder import OPSET
+from mbexport.graph.encoder import build_graph
+from mbexport.manifest import FILE_NAME, Graph, Manifest, Source, WeightsFile, write
+
+GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
+DATA_FILE = "onnx/model.onnx_data"
+# Files of a checkpoint that a bundle carries along, where they are there.
+CARRIED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+SPARE_BYTES = 16 * 2**20  # graphs, tokenizer and manifest beside the weights
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse a place that is taken; ``force`` gives leave to replace a bundle, and only a bundle.
+
+    Raises:
+        BundleError: something is there that must not be replaced.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise BundleError(f"{target} exists; choose another place with -o, or replace it with --force")
+    if not target.is_dir() or target.is_symlink():
+        raise BundleError(f"{target} is no bundle, so --force does not replace it; choose another place with -o")
+    if any(target.iterdir()) and not (target / FILE_NAME).is_file():
+        raise BundleError(
+            f"{target} holds files and no {FILE_NAME}, so it is no bundle and --force does not replace it; "
+            "choose another place with -o"
+        )
+
+
+def write_bundle(
+    checkpoint: Checkpoint, target: Path, *, force: bool = False, progress: Progress = no_progress
+) -> Manifest:
+    """Write all of a bundle.
+
+    Args:
+        checkpoint: what to export.
+        target: the bundle's directory.
+        force: replace a bundle that is there.
+        progress: called after each tensor.
+
+    Raises:
+        BundleError: ``target`` is taken, or cannot be written.
+        CheckpointError: a weight holds NaN or infinity.
+    """
+    check_target(target, force=force)
+    with new_directory(target, replace=force) as directory:
+        _check_space(checkpoint, directory, target)
+        (directory / "onnx").mkdir()
+        placed, weights_file = write_fp32_weights(directory / DATA_FILE, checkpoint.spec, checkpoint.weights, progress)
+        graphs = []
+        for dialect, file in GRAPH_FILES.items():
+            ir.save(build_graph(checkpoint.spec, placed, dialect, __version__), directory / file)
+            graphs.append(Graph(file, "fp32", dialect, OPSET, sha256(directory / file)))
+        for name in CARRIED:
+            if (checkpoint.directory / name).is_file():
+                shutil.copyfile(checkpoint.directory / name, directory / name)
+        manifest = _manifest(checkpoint, weights_file, tuple(graphs))
+        write(manifest, directory)
+    return manifest
+
+
+def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:
+    needed = checkpoint.weights.fp32_bytes() + SPARE_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise BundleError(f"{target} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left")
+
+
+def _manifest(checkpoint: Checkpoint, weights_file: WeightsFile, graphs: tuple[Graph, ...]) -> Manifest:
+    head = checkpoint.spec.classifier
+    return Manifest(
+        source=Source(checkpoint.directory.resolve().name, checkpoint.weights.sha256()),
+        task=checkpoint.spec.task,
+        max_length=checkpoint.max_length,
+        labels=head.labels if head else None,
+        problem_type=head.problem_type if head else None,
+        activation=head.score_function if head else "none",
+        pooling=head.pooling if head else "mean",
+        weights=(weights_file,),
+        graphs=graphs,
+        notes=checkpoint.notes,
+    )

@@ -1,0 +1,1 @@
+"""A checkpoint directory, read and checked: what the model is, and its weights."""

@@ -1,0 +1,64 @@
+"""Typed access to config.json: a wrong value is refused with the field's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mbexport.errors import CheckpointError
+
+# Beyond any model that exists, and small enough that products of two stay far from 2**63.
+LARGEST_DIMENSION = 2**24
+
+
+class Fields:
+    """Reads typed fields of one JSON object.
+
+    Args:
+        values: the object.
+        where: how errors name it, e.g. ``config.json``.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._where = where
+
+    def wrong(self, name: str, expected: str) -> CheckpointError:
+        """The error for a field whose value is not one that can be used."""
+        return CheckpointError(f"{self._where}: {name} is {self._values.get(name)!r:.120}, expected {expected}")
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._values.get(name) is not None
+
+    def raw(self, name: str) -> Any:
+        """The field as it stands, None where it is missing."""
+        return self._values.get(name)
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A dimension: a whole number from 1 to 2**24."""
+        value = self._values.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_DIMENSION:
+            raise self.wrong(name, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A positive, finite number."""
+        value = self._values.get(name, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+            raise self.wrong(name, "a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """true or false."""
+        value = self._values.get(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def choice(self, name: str, default: str, accepted: tuple[str, ...]) -> str:
+        """One of the accepted texts."""
+        value = self._values.get(name, default)
+        if value not in accepted:
+            raise self.wrong(name, f"one of {', '.join(accepted)}")
+        return str(value)

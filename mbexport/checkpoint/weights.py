@@ -1,0 +1,216 @@
+"""Safetensors weights, read by contract: every expected tensor with its shape, no other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.errors import CheckpointError
+from mbexport.files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOAT_TYPES = ("F32", "F16", "BF16")
+COMPILED_PREFIX, WRAPPER_PREFIX = "_orig_mod.", "model."
+EMBEDDINGS = "embeddings.tok_embeddings.weight"
+MAX_NAMED = 5  # tensors that one error line names
+
+Shape = tuple[int, ...]
+
+
+def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
+    """Names and shapes of all tensors of a checkpoint of ``spec``.
+
+    Names are transformers' own less the ``model.`` that wrappers of the bare model put
+    before the encoder's.
+    """
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    shapes: dict[str, Shape] = {EMBEDDINGS: (spec.vocab_size, hidden)}
+
+    def linear(name: str, rows: int, columns: int, bias: bool) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = (hidden,)
+        if spec.norm_bias:
+            shapes[f"{name}.bias"] = (hidden,)
+
+    norm("embeddings.norm")
+    for layer in range(spec.num_layers):
+        if layer:  # the first layer has no norm of its own: the embeddings' norm serves it
+            norm(f"layers.{layer}.attn_norm")
+        linear(f"layers.{layer}.attn.Wqkv", 3 * hidden, hidden, spec.attention_bias)
+        linear(f"layers.{layer}.attn.Wo", hidden, hidden, spec.attention_bias)
+        norm(f"layers.{layer}.mlp_norm")
+        linear(f"layers.{layer}.mlp.Wi", 2 * inner, hidden, spec.mlp_bias)
+        linear(f"layers.{layer}.mlp.Wo", hidden, inner, spec.mlp_bias)
+    norm("final_norm")
+    if spec.classifier is not None:
+        linear("head.dense", hidden, hidden, spec.classifier.bias)
+        norm("head.norm")
+        linear("classifier", len(spec.classifier.labels), hidden, bias=True)
+    return shapes
+
+
+def is_linear(name: str, shape: Shape) -> bool:
+    """Whether a tensor is the [out, in] matrix of a linear layer."""
+    return len(shape) == 2 and name != EMBEDDINGS
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its file, its name there, its element type and shape."""
+
+    file: Path
+    stored_name: str
+    dtype: str
+    shape: Shape
+
+
+class Weights:
+    """The tensors of a checkpoint, by the names that :func:`expected_tensors` gives them.
+
+    Args:
+        directory: the checkpoint.
+
+    Raises:
+        CheckpointError: no safetensors file, a damaged one, or pickled weights only.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.notes: list[str] = []
+        self.files = _weight_files(directory)
+        self._tensors: dict[str, StoredTensor] = {}
+        for file in self.files:
+            for name, tensor in _read_header(file).items():
+                self._add(name.replace(COMPILED_PREFIX, "").removeprefix(WRAPPER_PREFIX), tensor)
+        if any(COMPILED_PREFIX in tensor.stored_name for tensor in self._tensors.values()):
+            self.notes.append(f"tensor names carry {COMPILED_PREFIX!r} (saved under torch.compile): removed")
+
+    def _add(self, name: str, tensor: StoredTensor) -> None:
+        if name in self._tensors:
+            raise CheckpointError(f"{tensor.file} holds {name} twice; save the checkpoint again")
+        self._tensors[name] = tensor
+
+    def shape(self, name: str) -> Shape | None:
+        """Shape of a tensor, None where there is none of that name."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tensor.shape
+
+    def require(self, expected: dict[str, Shape]) -> None:
+        """Check names, shapes and element types, all at once.
+
+        Raises:
+            CheckpointError: one line with every kind of difference.
+        """
+        found = self._tensors
+        wrong_shape = [
+            f"{name} {list(found[name].shape)} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ]
+        wrong_type = [f"{n} {t.dtype}" for n, t in found.items() if n in expected and t.dtype not in FLOAT_TYPES]
+        faults = [
+            _fault("missing", [name for name in expected if name not in found]),
+            _fault("unexpected", [name for name in found if name not in expected]),
+            _fault("of another shape", wrong_shape),
+            _fault(f"of a type other than {', '.join(FLOAT_TYPES)}", wrong_type),
+        ]
+        if any(faults):
+            raise CheckpointError(
+                f"{self.files[0].parent}: the weights do not fit config.json: {'; '.join(f for f in faults if f)}"
+            )
+
+    def read(self, names: list[str]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """The named tensors as float32, one at a time, each file opened once.
+
+        Raises:
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        from safetensors import safe_open
+
+        for file in self.files:
+            with safe_open(file, framework="np") as stream:
+                for name in names:
+                    tensor = self._tensors[name]
+                    if tensor.file == file:
+                        array = stream.get_tensor(tensor.stored_name).astype(np.float32, copy=False)
+                        # A float64 sum of finite float32 values cannot overflow.
+                        if not np.isfinite(np.sum(array, dtype=np.float64)):
+                            raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
+                        yield name, array
+
+    def fp32_bytes(self) -> int:
+        """Bytes of all tensors as float32."""
+        return 4 * sum(math.prod(tensor.shape) for tensor in self._tensors.values())
+
+    def sha256(self) -> str:
+        """SHA-256 over the weight files, in the order of their names."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while chunk := stream.read(2**20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _fault(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{len(names)} {kind}: {', '.join(names[:MAX_NAMED])}{more}"
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files: the one, or those that the index names."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        return _sharded_files(directory)
+    pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (directory / name).exists()]
+    if pickled:
+        raise CheckpointError(
+            f"{directory} holds {pickled[0]} only: a pickle, which can run code and is never opened here. If you trust "
+            "it, load it once in PyTorch with the class that config.json names and save it again: "
+            f"ModernBertForSequenceClassification.from_pretrained({str(directory)!r}).save_pretrained(NEW_DIRECTORY)"
+        )
+    raise CheckpointError(f"{directory} holds no {WEIGHTS} and no {INDEX}; save the model with save_pretrained")
+
+
+def _sharded_files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    weight_map = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; save the checkpoint again")
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names the file {name!r:.80}, which lies outside the checkpoint")
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is missing")
+        files.append(directory / name)
+    return files
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as stream:
+            slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+            return {
+                name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as cause:
+        raise CheckpointError(
+            f"{file} is no readable safetensors file (truncated or damaged): {cause}; copy or save it again"
+        ) from cause

@@ -1,0 +1,204 @@
+"""The commands. Each imports its stage inside, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mbexport import __version__
+from mbexport.console import FAILED, OneLineGroup, common_options, note, progress_bar, table
+from mbexport.errors import BundleError, InputError
+from mbexport.pipeline import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
+
+DIRECTORY = click.Path(path_type=Path)
+TEXTS_AT_ONCE = 256  # of a stream, so that its memory stays bounded
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Fine-tuned ModernBERT to production: export, prove, run."""
+
+
+@main.command()
+@click.argument("checkpoint", type=DIRECTORY)
+@click.option(
+    "-o", "--output", "bundle", type=DIRECTORY, default=DEFAULT_BUNDLE, show_default=True, help="Bundle to write."
+)
+@click.option("--force", is_flag=True, help="Replace the bundle that is there.")
+@common_options
+def onnx(checkpoint: Path, bundle: Path, force: bool, quiet: bool) -> None:
+    """Export CHECKPOINT, a directory saved by save_pretrained, to a bundle of ONNX graphs."""
+    from mbexport.pipeline import export_onnx
+
+    with progress_bar("Writing weights", quiet=quiet) as progress:
+        manifest = export_onnx(checkpoint, bundle, force=force, progress=progress)
+    for message in manifest.notes:
+        note(message, quiet=quiet)
+    files = [graph.file for graph in manifest.graphs] + [weights.file for weights in manifest.weights]
+    rows = [(str(bundle / file), f"{(bundle / file).stat().st_size / 1e6:.1f} MB") for file in files]
+    click.echo(table([("bundle", str(bundle)), ("task", manifest.task), *rows]))
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--checkpoint", type=DIRECTORY, required=True, help="The checkpoint that the bundle was exported from.")
+@click.option(
+    "--reference",
+    type=click.Choice(["auto", "flash_attention_2", "sdpa", "eager"]),
+    default="auto",
+    show_default=True,
+    help="PyTorch's attention; auto takes the strongest that runs here.",
+)
+@click.option("--data", type=DIRECTORY, help="Texts to compare on (.txt, .jsonl, .json or .csv).")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_LENGTH,
+    show_default=True,
+    help="Longest input, in tokens.",
+)
+@click.option("--report", type=DIRECTORY, help="Directory for a copy of the report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@common_options
+def validate(  # noqa: PLR0913 (one parameter an option)
+    bundle: Path, checkpoint: Path, reference: str, data: Path | None, max_length: int, report: Path | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Prove that the graphs of BUNDLE compute what PyTorch computes; exit code 1 if they do not."""
+    from mbexport.pipeline import validate as run
+    from mbexport.texts import read_texts
+
+    texts = read_texts(data) if data else None
+    with progress_bar("Comparing", quiet=quiet) as progress:
+        result = run(
+            bundle, checkpoint=checkpoint, reference=reference, texts=texts, max_length=max_length, report=report,
+            progress=progress,
+        )  # fmt: skip
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else _parity_text(result))
+    sys.exit(0 if result.passed else FAILED)
+
+
+def _parity_text(report: Any) -> str:
+    """Verdict first, then a table per graph."""
+    lines = [
+        f"{'PASSED' if report.passed else 'FAILED'}: {len(report.graphs)} graphs against PyTorch",
+        f"reference: {report.reference}; inputs: {report.texts} and every length that could be special",
+    ]
+    header = ("", "rows", "largest error", "of the spread", "cosine", "equal predictions")
+    for graph in report.graphs:
+        verdict = "passed" if graph.passed else "FAILED"
+        lines.append(f"\n{graph.file}: {verdict}, largest error {graph.overall.max_error:.1e}, limit {graph.limit:.1e}")
+        groups = {"all": graph.overall}
+        groups |= {f"length {name}": figures for name, figures in graph.by_length.items()}
+        groups |= {f"padding {name}": figures for name, figures in graph.by_padding.items()}
+        lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
+    return "\n".join(lines)
+
+
+def _figures_row(name: str, figures: Any) -> tuple[str, ...]:
+    agreement = "-" if figures.agreement is None else f"{100 * figures.agreement:.1f} %"
+    return (
+        name, str(figures.rows), f"{figures.max_error:.1e}", f"{figures.relative_error:.1e}",
+        f"{figures.cosine:.9f}", agreement,
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("bundle_and_texts", metavar="[BUNDLE] [TEXT]...", nargs=-1)
+@click.option("--file", "file", type=DIRECTORY, help="Texts from a file (.txt, .jsonl, .json or .csv).")
+@click.option("--threads", type=click.IntRange(min=1), help="Cores to use; default: as ONNX Runtime chooses.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
+@common_options
+def predict(
+    bundle_and_texts: tuple[str, ...], file: Path | None, threads: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Answer TEXTs, those of --file, or standard input line by line, with a bundle."""
+    from mbexport.runtime import load
+    from mbexport.texts import read_texts
+
+    bundle, given = _split_bundle(bundle_and_texts)
+    if given and file:
+        raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
+    model = load(bundle, threads=threads)
+    texts: Iterable[str] = given or (read_texts(file) if file else _stdin())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for chunk in _chunks(texts):
+            for text, answer in zip(chunk, model(chunk), strict=True):
+                click.echo(_answer_json(text, answer) if as_json else _answer_text(text, answer))
+    for warning in caught:
+        note(str(warning.message), quiet=quiet)
+
+
+def _split_bundle(arguments: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The first argument is the bundle where it is a directory, else a text for the default bundle."""
+    if not arguments:
+        return Path(DEFAULT_BUNDLE), []
+    if Path(arguments[0]).is_dir():
+        return Path(arguments[0]), list(arguments[1:])
+    if not Path(DEFAULT_BUNDLE).is_dir():
+        raise BundleError(f"{arguments[0]!r:.200} is no directory, and there is no ./{DEFAULT_BUNDLE}; name a bundle")
+    return Path(DEFAULT_BUNDLE), list(arguments)
+
+
+def _stdin() -> Iterator[str]:
+    try:
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as cause:
+        raise InputError(f"standard input is not UTF-8: {cause}") from cause
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(texts)
+    while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
+        yield chunk
+
+
+def _answer_json(text: str, answer: Any) -> str:
+    fields = answer if isinstance(answer, dict) else {"embedding": answer.tolist()}
+    return json.dumps({"text": text, **fields}, ensure_ascii=False)
+
+
+def _answer_text(text: str, answer: Any) -> str:
+    shown = " ".join(text.split())
+    if isinstance(answer, dict):
+        scores = answer.get("scores", {answer["label"]: answer["score"]})
+        return "  ".join(f"{score:.4f} {label}" for label, score in scores.items()) + f"\t{shown}"
+    return f"[{' '.join(f'{value:.4f}' for value in answer[:4])} ...] {answer.size} numbers\t{shown}"
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@common_options
+def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (results only: nothing to silence)
+    """Show what is in BUNDLE."""
+    from mbexport import manifest as manifests
+
+    manifest = manifests.read(bundle)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+        return
+    rows = [
+        ("source", manifest.source.name),
+        ("task", manifest.task),
+        ("labels", ", ".join(manifest.labels or ()) or "-"),
+        ("scores", f"{manifest.activation} ({manifest.problem_type or 'no problem_type stated'})"),
+        ("pooling", manifest.pooling or "-"),
+        ("max_length", f"{manifest.max_length} tokens"),
+    ]
+    rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
+    rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
+    rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
+    rows += [("note", message) for message in manifest.notes]
+    width = max(len(name) for name, _ in rows)
+    click.echo("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))

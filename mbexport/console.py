@@ -1,0 +1,93 @@
+"""What the command line shows: one-line errors, progress bars, aligned tables."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from mbexport.errors import MbexportError
+from mbexport.files import Progress, no_progress
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class OneLineGroup(click.Group):
+    """A group whose errors are one line on standard error; ``--debug`` shows the traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, and leave with an exit code."""
+        debug = "--debug" in (extra.get("args") or (args[0] if args else None) or sys.argv[1:])
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **extra) or 0)
+        except click.ClickException as error:
+            _fail(error.format_message(), debug)
+        except MbexportError as error:
+            _fail(str(error), debug)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("mbexport: interrupted; nothing half-written was left", err=True)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+            sys.stderr.close()
+            sys.exit(0)
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"mbexport: error: {' '.join(message.split())}", err=True)
+    sys.exit(BAD_INPUT)
+
+
+def common_options(command: F) -> F:
+    """``-q`` and ``--debug``, the same on every command; ``-q`` reaches the command as ``quiet``."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @wraps(command)
+    def wrapped(*args: Any, debug: bool, **options: Any) -> Any:  # noqa: ARG001 (read by OneLineGroup)
+        return command(*args, **options)
+
+    return wrapped  # type: ignore[return-value]  # click's decorators keep the signature's use, not its type
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
+    """A Progress shown as a bar on standard error; nothing with ``quiet`` or without a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield no_progress
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=lambda what: what) as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.length = total
+            bar.update(done - bar.pos, what)
+
+        yield show
+
+
+def note(message: str, *, quiet: bool) -> None:
+    """A line on standard error, unless ``quiet``."""
+    if not quiet:
+        click.echo(f"note: {message}", err=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if n == 0 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,31 @@
+"""Every error mbexport raises on purpose; the command line turns each into one line."""
+
+from __future__ import annotations
+
+
+class MbexportError(Exception):
+    """Root of them all. The message says what was found, what was expected, what to do."""
+
+
+class CheckpointError(MbexportError):
+    """A checkpoint directory cannot be exported: missing, damaged or not supported."""
+
+
+class BundleError(MbexportError):
+    """A bundle cannot be read or written: missing, damaged, or its place is taken."""
+
+
+class InputError(MbexportError):
+    """Texts, files or options given by the caller cannot be used."""
+
+
+class BackendError(MbexportError):
+    """The engine underneath (ONNX Runtime) refused to load or run a graph."""
+
+
+class GraphError(MbexportError):
+    """The graph builder broke one of its own invariants: a fault of mbexport's."""
+
+
+class MissingExtraError(MbexportError):
+    """An optional package is needed and not installed."""

@@ -1,0 +1,141 @@
+"""A small recorder of ONNX nodes: operations return values, names mirror module paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from mbexport.errors import GraphError
+
+OPSET = 20  # the first with Gelu; ONNX Runtime 1.18, OpenVINO 2024 and TensorRT 10 read it
+IR_VERSION = 10
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+
+Dim = int | str
+
+
+class GraphBuilder:
+    """Records a graph.
+
+    Args:
+        weights: the tensors that :meth:`weight` may refer to, by name.
+    """
+
+    def __init__(self, weights: Mapping[str, ir.TensorProtocol]) -> None:
+        self._weights = weights
+        self._tape = Tape()
+        self._scopes: list[str] = []
+        self._names: set[str] = set()
+        self._initializers: dict[str, ir.Value] = {}
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names made inside start with ``name/``, as a module's parameters do."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def _unique(self, name: str) -> str:
+        path = "/".join([*self._scopes, name])
+        if path in self._names:
+            raise GraphError(f"two nodes would be called {path}; give one another name")
+        self._names.add(path)
+        return path
+
+    def op(self, op_type: str, *inputs: ir.Value | None, name: str, domain: str = "", **attributes: Any) -> ir.Value:
+        """Record an operation with one output.
+
+        Args:
+            op_type: the operator.
+            inputs: its inputs in order; None for one left out.
+            name: unique within the scope.
+            domain: the operator's domain, empty for standard ONNX.
+            attributes: its attributes.
+
+        Raises:
+            GraphError: the name is taken.
+        """
+        return self.multi(op_type, *inputs, outputs=1, name=name, domain=domain, **attributes)[0]
+
+    def multi(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, name: str, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Record an operation with several outputs; otherwise as :meth:`op`."""
+        path = self._unique(name)
+        values = self._tape.op_multi_out(
+            op_type, list(inputs), attributes, num_outputs=outputs, domain=domain, name=path
+        )
+        for number, value in enumerate(values):
+            value.name = path if number == 0 else f"{path}:{number}"
+        return values
+
+    def weight(self, name: str) -> ir.Value:
+        """A tensor of the checkpoint (or made from it), by name.
+
+        Raises:
+            GraphError: there is none of that name.
+        """
+        if name not in self._initializers:
+            if name not in self._weights:
+                raise GraphError(f"the graph asks for the weight {name}, which was not prepared")
+            self._initializers[name] = self._tape.initializer(self._weights[name], name=name)
+        return self._initializers[name]
+
+    def has_weight(self, name: str) -> bool:
+        """Whether :meth:`weight` has a tensor of that name (biases are optional)."""
+        return name in self._weights
+
+    def ints(self, *values: int) -> ir.Value:
+        """An int64 vector, shape [len(values)]; equal ones are shared."""
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+
+    def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """A small tensor stored in the graph itself, shared by name."""
+        if name not in self._initializers:
+            self._initializers[name] = self._tape.initializer(ir.tensor(array, name=name), name=name)
+        return self._initializers[name]
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+        """Declare a graph input; text dimensions are dynamic axes."""
+        value = ir.val(name, dtype=dtype, shape=list(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> None:
+        """Declare ``value`` a graph output called ``name``."""
+        value.name = name
+        value.dtype = dtype
+        value.shape = ir.Shape(list(shape))
+        self._outputs.append(value)
+
+    def build(self, graph_name: str, producer_version: str) -> ir.Model:
+        """The finished model.
+
+        Raises:
+            GraphError: a prepared weight is not used, so part of the model is missing.
+        """
+        unused = sorted(set(self._weights) - set(self._initializers))
+        if unused:
+            raise GraphError(f"weights that no node uses: {', '.join(unused[:5])} ({len(unused)} in all)")
+        opsets = {"": OPSET}
+        if any(node.domain == MICROSOFT for node in self._tape.nodes):
+            opsets[MICROSOFT] = 1
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports=opsets,
+            name=graph_name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version)

@@ -1,0 +1,70 @@
+"""The whole graph, from input ids to outputs: start reading here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.dialect import Dialect
+from mbexport.graph.fused import FusedDialect
+from mbexport.graph.heads import add_head
+from mbexport.graph.layers import layer_norm, linear
+from mbexport.graph.mlp import gated_mlp
+from mbexport.graph.portable import PortableDialect
+
+DIALECTS: dict[str, type[Dialect]] = {"portable": PortableDialect, "onnxruntime": FusedDialect}
+
+
+def build_graph(
+    spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol], dialect: str, producer_version: str
+) -> ir.Model:
+    """Author the graph of a ModernBERT.
+
+    Inputs ``input_ids`` and ``attention_mask``, int64 [batch, sequence]; outputs as the
+    model's head declares them.
+
+    Args:
+        spec: the model.
+        weights: its tensors, prepared by ``mbexport.bundle.weights``.
+        dialect: a key of DIALECTS.
+        producer_version: written into the model.
+
+    Raises:
+        GraphError: a weight is missing or left over.
+    """
+    b = GraphBuilder(weights)
+    input_ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+    attention_mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
+    real = b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL)
+    blocks = DIALECTS[dialect](b, spec, real)
+    add_head(b, spec, encode(b, spec, blocks, input_ids), real)
+    return b.build("modernbert", producer_version)
+
+
+def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, input_ids: ir.Value) -> ir.Value:
+    """input_ids [batch, sequence] -> last hidden state [batch, sequence, hidden].
+
+    Pre-norm: each block reads the norm of the residual stream and adds to the stream. The
+    norm that a block's sum feeds belongs to the block that follows, so that sum and norm
+    can be one operator; the last one is the final norm.
+    """
+    with b.scope("embeddings"):
+        tokens = b.op("Gather", b.weight("embeddings.tok_embeddings.weight"), input_ids, name="tok_embeddings")
+        hidden = layer_norm(b, tokens, "embeddings.norm", spec.norm_eps)
+    normed = hidden  # the first layer's attention has no norm of its own
+    for number, is_global in enumerate(spec.layer_is_global):
+        path = f"layers.{number}"
+        last = number == spec.num_layers - 1
+        with b.scope(f"layers.{number}"):
+            with b.scope("attn"):
+                qkv = linear(b, normed, f"{path}.attn.Wqkv")
+                attended = linear(b, dialect.attention(qkv, is_global=is_global), f"{path}.attn.Wo")
+            normed, hidden = dialect.add_norm(hidden, attended, f"{path}.mlp_norm")
+            with b.scope("mlp"):
+                update = gated_mlp(b, normed, f"{path}.mlp", spec.activation)
+            following = "final_norm" if last else f"layers.{number + 1}.attn_norm"
+            normed, hidden = dialect.add_norm(hidden, update, following)
+    return normed

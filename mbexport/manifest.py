@@ -1,0 +1,206 @@
+"""``mbexport.json``: the contract between exporter and runtime. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from mbexport.errors import BundleError
+from mbexport.files import read_json, write_atomically
+
+FILE_NAME = "mbexport.json"
+SCHEMA_VERSION = 1
+TASKS = ("feature-extraction", "text-classification")
+POOLINGS = ("cls", "mean")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from: the checkpoint's name and the SHA-256 of its weights."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An external-data file that graphs share."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file; ``dialect`` is ``portable`` or ``onnxruntime``."""
+
+    file: str
+    precision: str
+    dialect: str
+    opset: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One TensorRT engine and the machine it was built for."""
+
+    file: str
+    gpu: str
+    compute_capability: str
+    precision: str
+    builder: str
+    builder_version: str
+    profile: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared with which reference, its figures, and whether it passed."""
+
+    what: str
+    reference: str
+    figures: dict[str, Any]
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a runtime needs to know about a bundle besides its files.
+
+    ``pooling`` is how one vector is made of a text's token vectors (``cls`` or ``mean``),
+    ``activation`` what turns logits into scores (``softmax``, ``sigmoid`` or ``none``),
+    ``notes`` every guess that the export had to make.
+    """
+
+    source: Source
+    task: str
+    max_length: int
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
+    activation: str = "none"
+    pooling: str | None = None
+    weights: tuple[WeightsFile, ...] = ()
+    graphs: tuple[Graph, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, a line break at its end."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def with_check(self, check: Check) -> Manifest:
+        """A copy in which ``check`` replaces an earlier one of the same name."""
+        others = tuple(old for old in self.checks if old.what != check.what)
+        return dataclasses.replace(self, checks=(*others, check))
+
+
+def write(manifest: Manifest, bundle: Path) -> None:
+    """Write the manifest of ``bundle`` in one step."""
+    write_atomically(bundle / FILE_NAME, manifest.to_json())
+
+
+def read(bundle: Path) -> Manifest:
+    """The manifest of ``bundle``, every field checked.
+
+    Raises:
+        BundleError: no bundle there, a manifest of another version, or a damaged one.
+    """
+    path = bundle / FILE_NAME
+    if not path.is_file():
+        raise BundleError(f"{bundle} is no bundle ({FILE_NAME} is missing); make one: mbexport onnx CHECKPOINT")
+    raw = read_json(path, BundleError)
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema_version {version!r}, this mbexport reads {SCHEMA_VERSION}; "
+            "export the checkpoint again, or use the mbexport that wrote it"
+        )
+    reader = _Reader(path, raw)
+    manifest = Manifest(
+        source=reader.one("source", Source),
+        task=reader.choice("task", TASKS),
+        max_length=reader.positive("max_length"),
+        labels=reader.labels(),
+        problem_type=reader.optional_text("problem_type"),
+        activation=reader.choice("activation", ACTIVATIONS),
+        pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
+        weights=reader.many("weights", WeightsFile),
+        graphs=reader.many("graphs", Graph),
+        engines=reader.many("engines", Engine),
+        checks=reader.many("checks", Check),
+        notes=reader.texts("notes"),
+    )
+    files = [entry.file for part in (manifest.weights, manifest.graphs, manifest.engines) for entry in part]
+    for file in files:
+        parts = PurePosixPath(file)
+        if parts.is_absolute() or ".." in parts.parts or not file:
+            raise BundleError(f"{path} names the file {file!r}, which lies outside the bundle")
+    return manifest
+
+
+Entry = TypeVar("Entry", Source, WeightsFile, Graph, Engine, Check)
+
+
+class _Reader:
+    """Takes typed fields out of a parsed manifest; an error names file and field."""
+
+    def __init__(self, path: Path, raw: dict[str, Any]) -> None:
+        self._path = path
+        self._raw = raw
+
+    def _wrong(self, key: str, expected: str) -> BundleError:
+        found = repr(self._raw.get(key))[:80]
+        return BundleError(f"{self._path}: {key} is {found}, expected {expected}; export again")
+
+    def choice(self, key: str, accepted: tuple[str, ...]) -> str:
+        value = self._raw.get(key)
+        if value not in accepted:
+            raise self._wrong(key, f"one of {', '.join(accepted)}")
+        return str(value)
+
+    def positive(self, key: str) -> int:
+        value = self._raw.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._wrong(key, "a positive whole number")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, "a text or null")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._raw.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(key, "a list of texts")
+        return tuple(value)
+
+    def labels(self) -> tuple[str, ...] | None:
+        return None if self._raw.get("labels") is None else self.texts("labels")
+
+    def one(self, key: str, entry: type[Entry]) -> Entry:
+        return self._entry(key, self._raw.get(key), entry)
+
+    def many(self, key: str, entry: type[Entry]) -> tuple[Entry, ...]:
+        value = self._raw.get(key, [])
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list")
+        return tuple(self._entry(key, item, entry) for item in value)
+
+    def _entry(self, key: str, value: object, entry: type[Entry]) -> Entry:
+        types = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
+        wanted = {f.name: types[str(f.type)] for f in dataclasses.fields(entry)}
+        if not isinstance(value, dict) or not all(type(value.get(n)) is t for n, t in wanted.items()):
+            fields = ", ".join(f"{name}: {kind.__name__}" for name, kind in wanted.items())
+            raise self._wrong(key, f"entries of {{{fields}}}")
+        return entry(**{name: value[name] for name in wanted})

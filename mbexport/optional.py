@@ -1,0 +1,29 @@
+"""Optional packages: the one place that says which extra brings which module."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from mbexport.errors import MissingExtraError
+
+EXTRA_OF = {
+    "onnx_ir": "export",
+    "safetensors": "export",
+    "ml_dtypes": "export",
+    "torch": "validate",
+    "transformers": "validate",
+}
+
+
+def require(*modules: str) -> None:
+    """Check, without importing them, that optional modules are installed.
+
+    Raises:
+        MissingExtraError: names the missing modules and the extra to install.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        extras = ",".join(sorted({EXTRA_OF[module] for module in missing}))
+        raise MissingExtraError(
+            f"this needs {', '.join(missing)}, which is not installed: pip install 'mbexport[{extras}]'"
+        )

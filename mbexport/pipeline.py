@@ -1,0 +1,95 @@
+"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> proof."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbexport.files import Progress, no_progress, write_atomically
+from mbexport.manifest import Manifest
+from mbexport.optional import require
+
+if TYPE_CHECKING:
+    from mbexport.validate.parity import ParityReport
+
+DEFAULT_BUNDLE = "mbexport-out"
+DEFAULT_MAX_LENGTH = 2048
+PathLike = str | os.PathLike[str]
+
+
+def export_onnx(
+    checkpoint: PathLike, bundle: PathLike = DEFAULT_BUNDLE, *, force: bool = False, progress: Progress = no_progress
+) -> Manifest:
+    """Export a ModernBERT checkpoint to a bundle of ONNX graphs.
+
+    Args:
+        checkpoint: a directory saved by ``save_pretrained``.
+        bundle: the directory to write.
+        force: replace the bundle that is there.
+        progress: called after each tensor that was written.
+
+    Returns:
+        The bundle's manifest; its ``notes`` name every guess that was taken.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or not supported.
+        BundleError: the bundle's place is taken or cannot be written.
+        MissingExtraError: the extra ``export`` is not installed.
+    """
+    require("onnx_ir", "safetensors", "ml_dtypes")
+    from mbexport.bundle.write import check_target, write_bundle
+    from mbexport.checkpoint.load import load_checkpoint
+
+    target = Path(bundle)
+    check_target(target, force=force)  # before any work is done
+    return write_bundle(load_checkpoint(Path(checkpoint)), target, force=force, progress=progress)
+
+
+def validate(
+    bundle: PathLike = DEFAULT_BUNDLE,
+    *,
+    checkpoint: PathLike,
+    reference: str = "auto",
+    texts: Sequence[str] | None = None,
+    max_length: int = DEFAULT_MAX_LENGTH,
+    report: PathLike | None = None,
+    progress: Progress = no_progress,
+) -> ParityReport:
+    """Compare every graph of a bundle with the PyTorch model it was exported from.
+
+    Args:
+        bundle: the bundle; the result is recorded in its manifest and its ``reports/``.
+        checkpoint: the checkpoint it came from.
+        reference: ``auto``, ``flash_attention_2``, ``sdpa`` or ``eager``.
+        texts: what to compare on; None for the set that mbexport brings.
+        max_length: no inputs longer than this; PyTorch's memory grows with its square.
+        report: a directory that gets a copy of the report.
+        progress: called after each forward pass.
+
+    Returns:
+        The report; ``passed`` is the verdict.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or not supported.
+        BundleError: the bundle is damaged.
+        InputError: other weights, or a reference that cannot run here.
+        MissingExtraError: the extra ``validate`` is not installed.
+    """
+    require("torch", "transformers", "onnx_ir", "safetensors", "ml_dtypes")
+    from mbexport.checkpoint.load import load_checkpoint
+    from mbexport.validate.run import REPORT_FILE, report_json, run_validation
+
+    result = run_validation(
+        Path(bundle),
+        load_checkpoint(Path(checkpoint)),
+        reference=reference,
+        texts=texts,
+        max_length=max_length,
+        progress=progress,
+    )
+    if report is not None:
+        Path(report).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(report) / REPORT_FILE, report_json(result))
+    return result

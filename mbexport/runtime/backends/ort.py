@@ -1,0 +1,63 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from mbexport.errors import BackendError
+
+IntArray = npt.NDArray[np.int64]
+
+
+class OnnxRuntimeBackend:
+    """A graph loaded into an ONNX Runtime session; safe to call from several threads.
+
+    Args:
+        graph: the ONNX file.
+        threads: cores that one call uses; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the file.
+    """
+
+    def __init__(self, graph: Path, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        except Exception as cause:  # onnxruntime's errors share no public base class
+            raise BackendError(
+                f"{graph} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
+            ) from cause
+        self._widths: dict[str, int] = {output.name: output.shape[-1] for output in self._session.get_outputs()}
+        self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
+
+    def width(self, output: str) -> int:
+        """Size of an output's last axis."""
+        return self._widths[output]
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray) -> dict[str, npt.NDArray[np.float32]]:
+        """One forward pass.
+
+        Args:
+            input_ids: [batch, sequence].
+            attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
+
+        Returns:
+            The graph's outputs by name, float32.
+
+        Raises:
+            BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.
+        """
+        try:
+            values = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        except Exception as cause:
+            shape = "x".join(map(str, input_ids.shape))
+            raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
+        return dict(zip(self._widths, values, strict=True))

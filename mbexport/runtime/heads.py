@@ -1,0 +1,44 @@
+"""Outputs of the graph to answers: numpy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.manifest import Manifest
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def scores(logits: FloatArray, activation: str) -> npt.NDArray[np.float64]:
+    """Logits [..., labels] to scores of the same shape: softmax, sigmoid or none."""
+    x = logits.astype(np.float64)
+    if activation == "softmax":
+        exponents = np.exp(x - x.max(axis=-1, keepdims=True))
+        return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
+    if activation == "sigmoid":
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))  # the sigmoid, without overflow
+    return x
+
+
+def classification(logits: FloatArray, manifest: Manifest) -> dict[str, Any]:
+    """The answer for one text, from its logits [labels].
+
+    ``label`` and ``score`` of the highest output; where outputs do not exclude one another
+    (several labels, or several regressed values) ``scores`` holds them all by label.
+    """
+    labels = manifest.labels or ()
+    values = scores(logits, manifest.activation)
+    best = int(values.argmax())
+    answer: dict[str, Any] = {"label": labels[best], "score": float(values[best])}
+    if manifest.activation != "softmax" and len(labels) > 1:
+        answer["scores"] = {label: float(value) for label, value in zip(labels, values, strict=True)}
+    return answer
+
+
+def pool(hidden: FloatArray, pooling: str) -> FloatArray:
+    """Token vectors of texts without padding, [batch, tokens, hidden], to [batch, hidden]."""
+    pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(axis=1, dtype=np.float32)
+    return np.asarray(pooled, dtype=np.float32)

@@ -1,0 +1,60 @@
+"""Files with texts: .txt, .jsonl, .json and .csv. Standard library only."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from mbexport.errors import InputError
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv")
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file.
+
+    ``.txt``: one a line, empty lines skipped. ``.jsonl``: one JSON text, or object with a
+    ``text``, a line. ``.json``: a list of those. ``.csv``: a column ``text``.
+
+    Raises:
+        InputError: the file is missing, of another kind, damaged, or holds no text.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(SUFFIXES)}")
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            if path.suffix == ".txt":
+                texts = [line for line in stream.read().splitlines() if line.strip()]
+            elif path.suffix == ".csv":
+                texts = _from_csv(path, stream)
+            elif path.suffix == ".jsonl":
+                lines = ((n, line) for n, line in enumerate(stream, 1) if line.strip())
+                texts = [_text(f"{path}, line {n}", json.loads(line)) for n, line in lines]
+            else:
+                items = json.load(stream)
+                if not isinstance(items, list):
+                    raise InputError(f"{path} holds a JSON {type(items).__name__}, expected a list")
+                texts = [_text(f"{path}, item {n}", item) for n, item in enumerate(items)]
+    except OSError as cause:
+        raise InputError(f"{path} cannot be read: {cause.strerror}") from cause
+    except (ValueError, RecursionError, csv.Error) as cause:  # not UTF-8, not JSON, no CSV
+        raise InputError(f"{path} is damaged: {cause}") from cause
+    if not texts:
+        raise InputError(f"{path} holds no text")
+    return texts
+
+
+def _from_csv(path: Path, stream: Iterable[str]) -> list[str]:
+    rows = csv.DictReader(stream)
+    if "text" not in (rows.fieldnames or []):
+        raise InputError(f"{path} has the columns {rows.fieldnames}, expected one called text")
+    return [row["text"] or "" for row in rows]
+
+
+def _text(where: str, item: object) -> str:
+    text = item.get("text") if isinstance(item, dict) else item
+    if not isinstance(text, str):
+        raise InputError(f"{where}: found {str(item)[:60]!r}, expected a text or an object with a text")
+    return text

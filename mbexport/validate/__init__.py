@@ -1,0 +1,1 @@
+"""Proof that a bundle's graphs compute what the PyTorch model computes."""

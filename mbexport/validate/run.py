@@ -1,0 +1,142 @@
+"""Run the comparison: the reference once, then every graph of the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mbexport import manifest as manifests
+from mbexport.checkpoint.load import Checkpoint
+from mbexport.errors import InputError
+from mbexport.files import Progress, write_atomically
+from mbexport.manifest import Check, Manifest
+from mbexport.runtime.backends.ort import OnnxRuntimeBackend
+from mbexport.runtime.model import check_files
+from mbexport.runtime.text import TextEncoder
+from mbexport.validate.parity import FloatArray, GraphParity, ParityReport, compare
+from mbexport.validate.references import TorchReference, choose_reference
+from mbexport.validate.samples import TEXTS, Case, IntArray, build_cases
+
+REPORT_FILE = "parity.json"
+RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
+
+
+def run_validation(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    *,
+    reference: str,
+    texts: Sequence[str] | None,
+    max_length: int,
+    progress: Progress,
+) -> ParityReport:
+    """Compare every graph of a bundle; record report and checks in the bundle.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: what it was exported from.
+        reference: one of ``mbexport.validate.references.REFERENCES``.
+        texts: what to compare on; None for the set that mbexport brings.
+        max_length: no longer inputs than this.
+        progress: called after each forward pass.
+    """
+    manifest = manifests.read(bundle)
+    check_files(bundle, manifest)
+    if manifest.source.sha256 != checkpoint.weights.sha256():
+        raise InputError(
+            f"{bundle} was exported from other weights ({manifest.source.name}) than {checkpoint.directory} holds; "
+            "name the checkpoint it came from, or export again"
+        )
+    classifier = checkpoint.spec.classifier is not None
+    ids, described = _token_ids(bundle, checkpoint, texts)
+    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
+    cases = build_cases(ids, pad_id, checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
+    model = TorchReference(checkpoint, choose_reference(reference))
+    done = _Counter(progress, len(cases) * (1 + len(manifest.graphs)))
+    expected = [done.after(case, model.run, reference) for case in cases]
+    error = _reference_error(checkpoint, model, cases, expected)
+    description = model.description
+    del model  # a large one and a graph's session need not stand in memory together
+
+    parities = []
+    for graph in manifest.graphs:
+        run = _graph_runner(bundle / graph.file, "logits" if classifier else "last_hidden_state")
+        found = [done.after(case, run, graph.file) for case in cases]
+        parities.append(compare(graph.file, cases, expected, found, classifier=classifier, reference_error=error))
+    report = ParityReport(all(parity.passed for parity in parities), description, described, tuple(parities))
+    _record(bundle, manifest, report)
+    return report
+
+
+Runner = Callable[[IntArray, IntArray], FloatArray]
+
+
+def _graph_runner(graph: Path, output: str) -> Runner:
+    backend = OnnxRuntimeBackend(graph)
+    return lambda input_ids, attention_mask: backend.run(input_ids, attention_mask)[output]
+
+
+class _Counter:
+    """Reports each forward pass to ``progress``."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def after(self, case: Case, run: Runner, what: str) -> FloatArray:
+        values = run(case.input_ids, case.attention_mask)
+        self._done += 1
+        self._progress(self._done, self._total, f"{what}, length {case.length}")
+        return values
+
+
+def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[str] | None) -> tuple[list[IntArray], str]:
+    if (bundle / "tokenizer.json").is_file():
+        encoder = TextEncoder(bundle / "tokenizer.json", checkpoint.max_length)
+        encoded = encoder.encode(list(texts if texts is not None else TEXTS))
+        return [item.ids for item in encoded], f"{len(encoded)} texts"
+    if texts is not None:
+        raise InputError(f"{bundle} holds no tokenizer.json, so texts cannot be used; leave --data out")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, checkpoint.spec.vocab_size, (RANDOM_TEXTS, RANDOM_LENGTH))
+    return list(ids), "random token ids (the bundle has no tokenizer)"
+
+
+def _reference_error(
+    checkpoint: Checkpoint, model: TorchReference, cases: Sequence[Case], expected: Sequence[FloatArray]
+) -> float:
+    """How far a half-precision reference is from float32 PyTorch on the same inputs."""
+    if not model.is_half:
+        return 0.0
+    exact = TorchReference(checkpoint, "sdpa")
+    values = [exact.run(case.input_ids, case.attention_mask) for case in cases]
+    parity = compare("", cases, values, expected, classifier=checkpoint.spec.classifier is not None)
+    return parity.overall.max_error
+
+
+def _record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:
+    (bundle / "reports").mkdir(exist_ok=True)
+    write_atomically(bundle / "reports" / REPORT_FILE, report_json(report))
+    for parity in report.graphs:
+        manifest = manifest.with_check(_check(parity, report.reference))
+    manifests.write(manifest, bundle)
+
+
+def _check(parity: GraphParity, reference: str) -> Check:
+    overall = parity.overall
+    figures = {
+        "max_error": overall.max_error,
+        "limit": parity.limit,
+        "relative_error": overall.relative_error,
+        "cosine": overall.cosine,
+        "agreement": overall.agreement,
+        "rows": overall.rows,
+    }
+    return Check(f"parity of {parity.file}", reference, figures, parity.passed)
+
+
+def report_json(report: ParityReport) -> str:
+    """The report as indented JSON."""
+    return json.dumps(report.to_dict(), indent=2) + "\n"

@@ -1,0 +1,92 @@
+"""What graphs and reference are compared on: real texts, at every length that could be special."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+# Around the default window of 64 to either side, around the blocks that local attention is
+# computed in, and well beyond. A fault of the window is invisible up to 65 tokens.
+LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257, 512, 1024, 2048, 4096, 8191, 8192)
+PADDINGS = ("none", "right", "left", "interleaved")
+TEXTS_PER_BATCH = 8
+
+# Of several kinds on purpose: short, long, other scripts, emoji, code, numbers, nothing.
+TEXTS = (
+    "Spectacular",
+    "This movie is boring",
+    "The central bank raised its main interest rate by a quarter of a point on Thursday, the third rise this year.",
+    "She scored twice in the last ten minutes, and the home side held on to win the final by three goals to two.",
+    "After months of talks the two parties agreed on a budget, but the vote in parliament was closer than expected.",
+    "The phone's new chip is twice as fast as the last one; its battery, sadly, lasts no longer than before.",
+    "I wanted to like this film. The actors are good, the music is lovely, and yet nothing happens for two hours.",
+    "Not bad at all!",
+    "",
+    "   leading and trailing blanks   ",
+    "Das Wetter bleibt bis zum Wochenende wechselhaft, danach wird es überall deutlich wärmer.",
+    "L'équipe de recherche a publié ses résultats dans une revue internationale.",
+    "東京の株式市場は三日続けて値上がりした。",
+    "Погода сегодня хорошая, но завтра ожидается дождь.",
+    "🎉🎉🎉 best day ever!!! 😀👍🏽",
+    "for i in range(10):\n    print(f'{i:>3} {i ** 2}')",
+    "3.14159 2.71828 1.41421 0.57721 1,234,567.89 -40 6.02e23",
+    "WHY IS EVERYTHING IN CAPITALS",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forward pass: ids and mask, both [batch, sequence], and the padding of each row."""
+
+    length: int
+    input_ids: IntArray
+    attention_mask: IntArray
+    paddings: tuple[str, ...]
+
+
+def build_cases(
+    token_ids: Sequence[IntArray], pad_id: int, half_window: int, max_length: int, seed: int = 0
+) -> list[Case]:
+    """The texts as they are, then one batch per length: unpadded, and padded in each way.
+
+    Args:
+        token_ids: ids of each text, special tokens included.
+        pad_id: what stands in padded places.
+        half_window: reach of local attention. Padding on the left stays below it: pooling
+            the first position reads a padded place there, which is well defined in PyTorch
+            only while that place sees a real token.
+        max_length: lengths above it are left out.
+        seed: of the places that interleaved padding takes.
+    """
+    rng = np.random.default_rng(seed)
+    texts = sorted((ids[:max_length] for ids in token_ids), key=len)
+    cases = [_batch(texts[i : i + TEXTS_PER_BATCH], pad_id) for i in range(0, len(texts), TEXTS_PER_BATCH)]
+    stream = np.concatenate(list(token_ids))
+    for length in (length for length in LENGTHS if length <= max_length):
+        ids = np.resize(stream, (len(PADDINGS), length))  # the texts' tokens, over and over
+        for row in range(1, len(PADDINGS)):
+            ids[row] = np.roll(ids[row], row * 17)
+        mask = np.ones_like(ids)
+        if length > 1:
+            mask[1, length - max(1, length // 3) :] = 0
+            mask[2, : min(max(1, length // 3), max(1, half_window - 1))] = 0
+            mask[3, 1:] = rng.random(length - 1) < 0.7
+        ids[mask == 0] = pad_id
+        cases.append(Case(length, ids, mask, PADDINGS if length > 1 else ("none",) * len(PADDINGS)))
+    return cases
+
+
+def _batch(texts: Sequence[IntArray], pad_id: int) -> Case:
+    """Texts padded on the right to the longest of them."""
+    length = max(map(len, texts))
+    ids = np.full((len(texts), length), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return Case(length, ids, mask, tuple("none" if len(text) == length else "right" for text in texts))
