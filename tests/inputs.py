@@ -1,0 +1,45 @@
+"""Inputs for parity tests: every padding at a given length, and how errors are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+PADDINGS = ("none", "right", "left", "interleaved")
+SPECIAL_LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257)
+GRAPHS = ("onnx/model.onnx", "onnx/model_ort.onnx")
+
+
+def padded_batch(length: int, vocabulary: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, [4, length]: one row for each of PADDINGS, a third of the places padded."""
+    rng = np.random.default_rng([seed, length])
+    ids = rng.integers(5, vocabulary, (len(PADDINGS), length))
+    mask = np.ones_like(ids)
+    third = length // 3
+    if third:
+        mask[1, -third:] = 0
+        mask[2, :third] = 0
+        mask[3, rng.permutation(length)[:third]] = 0
+    return ids, mask
+
+
+def run_graph(bundle: Path, graph: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The first output of a graph of a bundle."""
+    session = onnxruntime.InferenceSession(str(bundle / graph), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+
+def allowed_error(expected: np.ndarray) -> float:
+    """2e-5 of the spread of the outputs, at least 1e-5."""
+    return max(1e-5, 2e-5 * float(expected.max() - expected.min()))
+
+
+def error(found: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> float:
+    """Largest absolute error; of hidden states [batch, sequence, hidden] only real tokens count."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    if found.ndim == 3:
+        found, expected = found[mask == 1], expected[mask == 1]
+    return float(np.abs(found - expected).max())

@@ -1,0 +1,84 @@
+"""ModernBERT-base's own size, random weights, against transformers' eager attention."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from mbexport import export_onnx
+from tests.checkpoints import edit_config, save_checkpoint, torch_model, torch_output
+from tests.inputs import GRAPHS, SPECIAL_LENGTHS, allowed_error, error, padded_batch, run_graph
+
+BASE: dict[str, Any] = {
+    "vocab_size": 50_368,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 8192,
+    "num_labels": 4,
+}
+POOLINGS = ("cls", "mean")
+MAX_NODES = 1000
+MAX_PEAK_BYTES = 1.5e9
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("base") / "checkpoint", **BASE)
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("base-bundles")
+    for pooling in POOLINGS:
+        edit_config(checkpoint, lambda config, pooling=pooling: config.update(classifier_pooling=pooling))
+        export_onnx(checkpoint, directory / pooling)
+    return {pooling: directory / pooling for pooling in POOLINGS}
+
+
+def compare(model: Any, bundles: dict[str, Path], ids: np.ndarray, mask: np.ndarray, scale: np.ndarray | None) -> None:
+    for pooling in POOLINGS:
+        model.config.classifier_pooling = pooling
+        expected = torch_output(model, ids, mask)
+        limit = allowed_error(expected if scale is None else scale)
+        for graph in GRAPHS:
+            found = error(run_graph(bundles[pooling], graph, ids, mask), expected, mask)
+            assert found <= limit, (pooling, graph, ids.shape)
+
+
+def test_lengths_to_2048_with_every_padding(checkpoint: Path, bundles: dict[str, Path]) -> None:
+    model = torch_model(checkpoint)
+    for length in (*SPECIAL_LENGTHS, 512, 1024, 2048):
+        compare(model, bundles, *padded_batch(length, BASE["vocab_size"]), scale=None)
+
+
+@pytest.mark.slow
+def test_8192_tokens(checkpoint: Path, bundles: dict[str, Path]) -> None:
+    """One text, padded in between; needs about 16 GB for PyTorch's eager attention."""
+    model = torch_model(checkpoint)
+    scale = torch_output(model, *padded_batch(256, BASE["vocab_size"]))
+    ids, mask = padded_batch(8192, BASE["vocab_size"])
+    compare(model, bundles, ids[3:], mask[3:], scale)
+
+
+def test_portable_graph_is_small(bundles: dict[str, Path]) -> None:
+    for graph in GRAPHS:
+        model = onnx.load(bundles["cls"] / graph, load_external_data=False)
+        assert len(model.graph.node) <= MAX_NODES
+
+
+def test_peak_memory_of_the_command(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mbexport", "onnx", str(checkpoint), "-o", str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+    assert status == 0
+    assert 0.3e9 < usage.ru_maxrss * 1024 < MAX_PEAK_BYTES
