@@ -12,7 +12,7 @@ from mbexport.manifest import Manifest
 from mbexport.optional import require
 
 if TYPE_CHECKING:
-    from mbexport.validate.parity import ParityReport
+    from mbexport.parity.figures import ParityReport
 
 DEFAULT_BUNDLE = "mbexport-out"
 DEFAULT_MAX_LENGTH = 2048
@@ -79,7 +79,7 @@ def validate(
     """
     require("torch", "transformers", "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint
-    from mbexport.validate.run import REPORT_FILE, report_json, run_validation
+    from mbexport.parity.run import REPORT_FILE, report_json, run_validation
 
     result = run_validation(
         Path(bundle),

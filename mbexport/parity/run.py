@@ -13,12 +13,12 @@ from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import InputError
 from mbexport.files import Progress, write_atomically
 from mbexport.manifest import Check, Manifest
+from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, compare
+from mbexport.parity.references import TorchReference, choose_reference
+from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.model import check_files
 from mbexport.runtime.text import TextEncoder
-from mbexport.validate.parity import FloatArray, GraphParity, ParityReport, compare
-from mbexport.validate.references import TorchReference, choose_reference
-from mbexport.validate.samples import TEXTS, Case, IntArray, build_cases
 
 REPORT_FILE = "parity.json"
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
@@ -38,7 +38,7 @@ def run_validation(
     Args:
         bundle: the bundle.
         checkpoint: what it was exported from.
-        reference: one of ``mbexport.validate.references.REFERENCES``.
+        reference: one of ``mbexport.parity.references.REFERENCES``.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no longer inputs than this.
         progress: called after each forward pass.

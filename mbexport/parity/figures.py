@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.validate.samples import PADDINGS, Case
+from mbexport.parity.samples import PADDINGS, Case
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.weights import COMPILED_PREFIX
 from mbexport.errors import InputError
-from mbexport.validate.samples import IntArray
+from mbexport.parity.samples import IntArray
 
 REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")
 

@@ -1,0 +1,198 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from mbexport import export_onnx
+from mbexport import manifest as manifests
+from mbexport.cli import main
+from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
+from tests.parity.test_mutations import ignore_the_mask, mutant, replacing
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def test_two_commands_with_the_default_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("onnx", EXAMPLE).exit_code == 0
+    result = run("predict", "The striker scored twice in the second half of the match.", "Parliament voted on the tax.")
+    assert result.exit_code == 0
+    labels = [line.split("\t")[0].split()[1] for line in result.stdout.splitlines()]
+    assert labels == ["sports", "politics"]
+
+
+def test_bundle_holds_what_the_contract_lists(example_bundle: Path) -> None:
+    raw = json.loads((example_bundle / "mbexport.json").read_text())
+    assert raw["schema_version"] == 1
+    assert raw["source"]["name"] == "checkpoint"
+    assert (raw["task"], raw["pooling"], raw["max_length"]) == ("text-classification", "mean", 8192)
+    assert raw["labels"] == ["business", "entertainment", "politics", "sports", "tech"]
+    assert [(g["file"], g["dialect"], g["precision"]) for g in raw["graphs"]] == [
+        ("onnx/model.onnx", "portable", "fp32"),
+        ("onnx/model_ort.onnx", "onnxruntime", "fp32"),
+    ]
+    for entry in (*raw["graphs"], *raw["weights"]):
+        digest = hashlib.sha256((example_bundle / entry["file"]).read_bytes()).hexdigest()
+        assert digest == entry["sha256"]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (example_bundle / name).read_bytes() == (EXAMPLE / name).read_bytes()
+
+
+def test_predict_prints_json_lines(example_bundle: Path) -> None:
+    result = run("predict", example_bundle, "--json", "Shares of the bank rose.", "")
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["text"] for answer in answers] == ["Shares of the bank rose.", ""]
+    assert all(set(answer) == {"text", "label", "score"} for answer in answers)
+    assert result.stderr == ""
+
+
+def test_predict_reads_files_and_standard_input_alike(example_bundle: Path, tmp_path: Path) -> None:
+    texts = ["The film won an award.", "naïve 東京 🎉", "Prices rose."] * 100  # more than one chunk
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    from_file = run("predict", example_bundle, "--json", "--file", tmp_path / "texts.txt")
+    from_stdin = run("predict", example_bundle, "--json", stdin="\n".join(texts).encode())
+    assert from_file.exit_code == from_stdin.exit_code == 0
+    assert from_file.stdout == from_stdin.stdout
+    assert [json.loads(line)["text"] for line in from_file.stdout.splitlines()] == texts
+
+
+def test_predict_says_once_that_texts_were_cut(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 16}))
+    export_onnx(checkpoint, tmp_path / "bundle")
+    result = run("predict", tmp_path / "bundle", "long " * 50, "short", "long " * 60)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 3
+    assert result.stderr.count("2 of 3 texts had more than 16 tokens") == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{bundle}", "--file", "none.txt"], "none.txt cannot be read"),
+        (["predict", "{bundle}", "--file", "texts.txt", "text"], "give one of them"),
+        (["predict", "/"], "is no bundle"),
+        (["inspect", "/none"], "is no bundle"),
+        (["validate", "{bundle}"], "Missing option '--checkpoint'"),
+        (["validate", "{bundle}", "--checkpoint", "{other}"], "exported from other weights"),
+        (["validate", "{bundle}", "--checkpoint", str(EXAMPLE), "--reference", "flash_attention_2"], "needs a GPU"),
+        (["onnx"], "Missing argument 'CHECKPOINT'"),
+        (["onnx", "x", "--none"], "No such option"),
+        (["none"], "No such command 'none'"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], message: str, example_bundle: Path, tiny: Path) -> None:
+    result = run(*(a.format(bundle=example_bundle, other=tiny) for a in arguments))
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_standard_input_that_is_not_utf8(example_bundle: Path) -> None:
+    result = run("predict", example_bundle, stdin=b"fine\n\xff\xfe\n")
+    assert result.exit_code == 2
+    assert "standard input is not UTF-8" in result.stderr
+
+
+def test_validate_passes_and_is_recorded(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    result = run("validate", bundle, "--checkpoint", EXAMPLE, "--max-length", 300, "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("PASSED: 2 graphs")
+    assert "torch's CPU flash kernel" in result.stdout
+    checks = manifests.read(bundle).checks
+    assert [check.what for check in checks] == ["parity of onnx/model.onnx", "parity of onnx/model_ort.onnx"]
+    assert all(check.passed and check.figures["max_error"] <= check.figures["limit"] for check in checks)
+    report = json.loads((bundle / "reports" / "parity.json").read_text())
+    assert report == json.loads((tmp_path / "report" / "parity.json").read_text())
+    assert set(report["graphs"][0]["by_padding"]) == {"none", "right", "left", "interleaved"}
+    assert "257-512" not in report["graphs"][0]["by_length"] or report["passed"]
+    inspected = run("inspect", bundle)
+    assert "parity of onnx/model_ort.onnx: passed" in inspected.stdout
+
+
+def test_validate_takes_texts_and_references(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    (tmp_path / "texts.csv").write_text("text,label\nRates rose.,business\nThe cup final.,sport\n")
+    result = run(
+        "validate", bundle, "--checkpoint", EXAMPLE, "--data", tmp_path / "texts.csv", "--reference", "eager",
+        "--max-length", 70, "--json",
+    )  # fmt: skip
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert report["reference"].startswith("eager, float32")
+    assert report["texts"] == "2 texts"
+
+
+def test_validate_of_an_encoder_without_tokenizer(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", architecture=ENCODER)
+    export_onnx(checkpoint, tmp_path / "bundle")
+    result = run("validate", tmp_path / "bundle", "--checkpoint", checkpoint, "--max-length", 300)
+    assert result.exit_code == 0, result.output
+    assert "random token ids" in result.stdout
+
+
+def test_validate_of_weights_saved_under_compile(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    edit_tensors(checkpoint, lambda tensors: {f"_orig_mod.{name}": t for name, t in tensors.items()})
+    export_onnx(checkpoint, tmp_path / "bundle")
+    assert run("validate", tmp_path / "bundle", "--checkpoint", checkpoint, "--max-length", 70).exit_code == 0
+
+
+@pytest.mark.parametrize("fault", ["window", "mask", "weights"])
+def test_validate_fails_on_a_faulty_graph(fault: str, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    mutant(EXAMPLE, replacing(half_window=63) if fault == "window" else lambda spec: spec, bundle)
+    if fault == "mask":
+        ignore_the_mask(bundle / "onnx" / "model_ort.onnx")
+    if fault == "weights":
+        model = onnx.load(bundle / "onnx" / "model.onnx", load_external_data=False)
+        tensor = next(t for t in model.graph.initializer if t.name == "layers.2.attn.Wqkv.weight")
+        offset = int(next(entry.value for entry in tensor.external_data if entry.key == "offset"))
+        data = np.memmap(bundle / "onnx" / "model.onnx_data", np.float32, "r+")
+        data[offset // 4] = np.nan
+        data.flush()
+    result = run("validate", bundle, "--checkpoint", EXAMPLE, "--max-length", 300)
+    assert result.exit_code == 1, result.output
+    assert result.stdout.startswith("FAILED")
+    assert not manifests.read(bundle).checks[1].passed
+    assert manifests.read(bundle).checks[0].passed == (fault == "mask")
+
+
+def test_inspect(example_bundle: Path) -> None:
+    assert json.loads(run("inspect", example_bundle, "--json").stdout)["task"] == "text-classification"
+    shown = run("inspect", example_bundle).stdout
+    for fact in ("business, entertainment", "softmax", "mean", "8192 tokens", "onnx/model_ort.onnx", "15.3 MB"):
+        assert fact in shown
+
+
+def test_real_process_with_a_closed_pipe(example_bundle: Path) -> None:
+    """`mbexport predict ... | head -1` ends quietly."""
+    texts = "\n".join(["Prices rose."] * 2000)
+    command = f"{sys.executable} -m mbexport predict {example_bundle} --json | head -1"
+    result = subprocess.run(command, shell=True, input=texts, capture_output=True, text=True, check=False)  # noqa: S602
+    assert json.loads(result.stdout)["text"] == "Prices rose."
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["onnx", "validate", "predict", "inspect"])
+def test_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "--quiet" in result.stdout

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbexport import manifest as manifests
+from mbexport.errors import BundleError
+from mbexport.manifest import Check, Graph, Manifest, Source, WeightsFile
+
+FULL = Manifest(
+    source=Source("model", "ab"),
+    task="text-classification",
+    max_length=512,
+    labels=("no", "ja \u2713"),
+    problem_type="single_label_classification",
+    activation="softmax",
+    pooling="mean",
+    weights=(WeightsFile("onnx/model.onnx_data", 4, "cd"),),
+    graphs=(Graph("onnx/model.onnx", "fp32", "portable", 20, "ef"),),
+    checks=(Check("parity", "eager", {"max_error": 1e-6}, True),),
+    notes=("a guess",),
+)
+
+
+def test_read_gives_what_was_written(tmp_path: Path) -> None:
+    manifests.write(FULL, tmp_path)
+    assert manifests.read(tmp_path) == FULL
+    assert [path.name for path in tmp_path.iterdir()] == ["mbexport.json"]
+
+
+def test_a_check_replaces_its_predecessor() -> None:
+    again = FULL.with_check(Check("parity", "sdpa", {}, False))
+    assert [check.reference for check in again.checks] == ["sdpa"]
+    assert len(FULL.with_check(Check("other", "sdpa", {}, True)).checks) == 2
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "schema_version is 2": lambda raw: raw.update(schema_version=2),
+    "task is 'x'": lambda raw: raw.update(task="x"),
+    "max_length is 0": lambda raw: raw.update(max_length=0),
+    "labels is 'x'": lambda raw: raw.update(labels="x"),
+    "source is None": lambda raw: raw.pop("source"),
+    "graphs is": lambda raw: raw["graphs"][0].update(opset="20"),
+    "weights is": lambda raw: raw["weights"][0].pop("bytes"),
+    "'../model.onnx', which lies outside": lambda raw: raw["graphs"][0].update(file="../model.onnx"),
+    "'/etc/x', which lies outside": lambda raw: raw["weights"][0].update(file="/etc/x"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_damage_is_named(message: str, tmp_path: Path) -> None:
+    raw = json.loads(FULL.to_json())
+    DAMAGES[message](raw)
+    (tmp_path / "mbexport.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError) as raised:
+        manifests.read(tmp_path)
+    expected = message.replace("schema_version is", "has schema_version")
+    assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "\xff", "[" * 100_000])
+def test_what_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mbexport.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(BundleError, match=r"mbexport\.json"):
+        manifests.read(tmp_path)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        manifests.read(tmp_path)
