@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mbexport.errors import MbexportError
+from mbexport.version import __version__
 
 if TYPE_CHECKING:
     from mbexport.pipeline import export_onnx, validate
 
-__version__ = "0.1.0"
 __all__ = ["MbexportError", "__version__", "export_onnx", "validate"]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from mbexport import __version__
-from mbexport.console import FAILED, OneLineGroup, common_options, note, progress_bar, table
+from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar, table
 from mbexport.errors import BundleError, InputError
-from mbexport.pipeline import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
+from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, REFERENCES
+from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
 TEXTS_AT_ONCE = 256  # of a stream, so that its memory stays bounded
@@ -42,9 +42,14 @@ def onnx(checkpoint: Path, bundle: Path, force: bool, quiet: bool) -> None:
         manifest = export_onnx(checkpoint, bundle, force=force, progress=progress)
     for message in manifest.notes:
         note(message, quiet=quiet)
-    files = [graph.file for graph in manifest.graphs] + [weights.file for weights in manifest.weights]
-    rows = [(str(bundle / file), f"{(bundle / file).stat().st_size / 1e6:.1f} MB") for file in files]
-    click.echo(table([("bundle", str(bundle)), ("task", manifest.task), *rows]))
+    rows = [("bundle", str(bundle)), ("task", manifest.task)]
+    rows += [("graph", f"{graph.file}: {_size(bundle / graph.file)}, {graph.dialect}") for graph in manifest.graphs]
+    rows += [("weights", f"{item.file}: {_size(bundle / item.file)}") for item in manifest.weights]
+    click.echo(facts(rows))
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 @main.command()
@@ -52,7 +57,7 @@ def onnx(checkpoint: Path, bundle: Path, force: bool, quiet: bool) -> None:
 @click.option("--checkpoint", type=DIRECTORY, required=True, help="The checkpoint that the bundle was exported from.")
 @click.option(
     "--reference",
-    type=click.Choice(["auto", "flash_attention_2", "sdpa", "eager"]),
+    type=click.Choice(REFERENCES),
     default="auto",
     show_default=True,
     help="PyTorch's attention; auto takes the strongest that runs here.",
@@ -200,5 +205,4 @@ def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
-    width = max(len(name) for name, _ in rows)
-    click.echo("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+    click.echo(facts(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -13,7 +14,7 @@ import click
 from mbexport.errors import MbexportError
 from mbexport.files import Progress, no_progress
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -34,8 +35,13 @@ class OneLineGroup(click.Group):
             click.echo("mbexport: interrupted; nothing half-written was left", err=True)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
-            sys.stderr.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
             sys.exit(0)
+        except Exception as error:
+            if debug:
+                raise
+            click.echo(f"mbexport: internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
+            sys.exit(INTERNAL_ERROR)
 
 
 def _fail(message: str, debug: bool) -> None:
@@ -91,3 +97,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one a line, the values aligned."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

@@ -147,6 +147,24 @@ def read(bundle: Path) -> Manifest:
     return manifest
 
 
+def check_files(bundle: Path, manifest: Manifest) -> None:
+    """Find files that are missing or cut short before a runtime trips over them.
+
+    Raises:
+        BundleError: names the file.
+    """
+    for graph in manifest.graphs:
+        if not (bundle / graph.file).is_file():
+            raise BundleError(f"{bundle / graph.file} is missing; copy the whole bundle, or export again")
+    for weights in manifest.weights:
+        path = bundle / weights.file
+        found = path.stat().st_size if path.is_file() else 0
+        if found != weights.bytes:
+            raise BundleError(
+                f"{path} has {found} bytes, the manifest says {weights.bytes}; copy the whole bundle, or export again"
+            )
+
+
 Entry = TypeVar("Entry", Source, WeightsFile, Graph, Engine, Check)
 
 

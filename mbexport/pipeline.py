@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from mbexport.files import Progress, no_progress, write_atomically
 from mbexport.manifest import Manifest
 from mbexport.optional import require
+from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
 
 if TYPE_CHECKING:
     from mbexport.parity.figures import ParityReport
 
-DEFAULT_BUNDLE = "mbexport-out"
-DEFAULT_MAX_LENGTH = 2048
 PathLike = str | os.PathLike[str]
 
 

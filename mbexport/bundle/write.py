@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mbexport import __version__
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import BundleError
@@ -15,6 +14,7 @@ from mbexport.files import Progress, new_directory, no_progress, sha256
 from mbexport.graph.builder import OPSET
 from mbexport.graph.encoder import build_graph
 from mbexport.manifest import FILE_NAME, Graph, Manifest, Source, WeightsFile, write
+from mbexport.version import __version__
 
 GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
 DATA_FILE = "onnx/model.onnx_data"

@@ -29,7 +29,7 @@ class FusedDialect:
         self._first_position = b.ints(0)  # one number: positions count up from it
         if spec.has_local:
             with b.scope("local_attention"):
-                self._windows = build_windows(b, attention_mask, spec)
+                self._windows = build_windows(b, attention_mask, spec, (spec.hidden_size,))
         if spec.has_global:
             with b.scope("global_attention"):
                 self._build_mask_channels(attention_mask)
@@ -54,10 +54,10 @@ class FusedDialect:
             q = self._append_channel(q, self._query_channel, "q")
             k = self._append_channel(k, self._key_channel, "k")
             return self._multi_head(q, k, v)
-        windows, hidden = self._windows, self._spec.hidden_size
-        q = windows.queries(b, q, hidden)
-        k = windows.keys(b, k, "k", hidden)
-        v_blocks = windows.keys(b, v, "v", hidden)
+        windows = self._windows
+        q = windows.queries(b, q)
+        k = windows.keys(b, k, "k")
+        v_blocks = windows.keys(b, v, "v")
         return windows.join(b, self._multi_head(q, k, v_blocks, windows.bias), v)
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:

@@ -22,7 +22,7 @@ class PortableDialect:
         if spec.has_local:
             with b.scope("local_attention"):
                 self._rope[False] = self._build_rope("local", attention_mask)
-                self._windows = build_windows(b, attention_mask, spec)
+                self._windows = build_windows(b, attention_mask, spec, (spec.num_heads, spec.head_dim))
         if spec.has_global:
             with b.scope("global_attention"):
                 self._rope[True] = self._build_rope("global", attention_mask)
@@ -53,9 +53,9 @@ class PortableDialect:
             attended = self._softmax_attention(q, k, v, self._bias)
             return b.op("Reshape", attended, b.ints(0, 0, hidden), name="out")
         windows = self._windows
-        q = windows.queries(b, q, heads, size)
-        k = windows.keys(b, k, "k", heads, size)
-        v_blocks = windows.keys(b, v, "v", heads, size)
+        q = windows.queries(b, q)
+        k = windows.keys(b, k, "k")
+        v_blocks = windows.keys(b, v, "v")
         return windows.join(b, self._softmax_attention(q, k, v_blocks, windows.bias), v)
 
     def _rotate(self, x: ir.Value, is_global: bool) -> ir.Value:

@@ -6,9 +6,10 @@ Queries are taken in blocks of ``block`` tokens. A block sees its own tokens and
     keys of block 1     |----|--------|----|
     queries      |--block 0--|--block 1--|--block 2--|
 
-Within those keys, query i sees key j where |i - j| <= half_window and j is no padding. The
-keys are gathered by position; positions before the first and after the last token are
-clipped into the text and masked. No tensor has two axes that grow with the length.
+A text no longer than a block is one block of its own length that sees itself. Within those
+keys, query i sees key j where |i - j| <= half_window and j is no padding. The keys are
+gathered by position; positions before the first and after the last token are clipped into
+the text and masked. No tensor has two axes that grow with the length beyond a block.
 """
 
 from __future__ import annotations
@@ -26,37 +27,38 @@ MASKED = float(np.finfo(np.float32).min)  # finite: a row with nothing to see st
 
 
 def block_size(half_window: int) -> int:
-    """Queries per block: half a block on either side must cover the window."""
+    """Queries per block of a text that has several: half a block on either side must cover the window."""
     return max(SMALLEST_BLOCK, 2 * half_window)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What all local layers share.
+    """What all local layers share; ``span`` is the number of keys that a block sees.
 
-    query_positions [blocks * block], key_positions [blocks * 2 * block]: int64 positions to
-    gather; bias [batch * blocks, 1, block, 2 * block]: 0 where a query sees a key, else
-    MASKED; sighted: bool [batch, sequence, 1], false for a query that sees no key;
-    joined_shape: [batch, -1, hidden]; length [1]: tokens per row of the input.
+    query_positions [blocks * block], key_positions [blocks * span]: int64 positions to gather;
+    bias [batch * blocks, 1, block, span]: 0 where a query sees a key, else MASKED; sighted:
+    bool [batch, sequence, 1], false for a query that sees no key; length [1]: tokens per row of
+    the input; the shapes are targets of reshapes.
     """
 
-    block: int
     query_positions: ir.Value
     key_positions: ir.Value
     bias: ir.Value
     sighted: ir.Value
-    joined_shape: ir.Value
     length: ir.Value
+    query_shape: ir.Value
+    key_shape: ir.Value
+    joined_shape: ir.Value
 
-    def queries(self, b: GraphBuilder, x: ir.Value, *trailing: int) -> ir.Value:
-        """x [batch, sequence, ...] -> [batch * blocks, block, *trailing]."""
+    def queries(self, b: GraphBuilder, x: ir.Value) -> ir.Value:
+        """x [batch, sequence, ...] -> [batch * blocks, block, ...]."""
         gathered = b.op("Gather", x, self.query_positions, name="q_gathered", axis=1)
-        return b.op("Reshape", gathered, b.ints(-1, self.block, *trailing), name="q_blocks")
+        return b.op("Reshape", gathered, self.query_shape, name="q_blocks")
 
-    def keys(self, b: GraphBuilder, x: ir.Value, name: str, *trailing: int) -> ir.Value:
-        """x [batch, sequence, ...] -> [batch * blocks, 2 * block, *trailing]."""
+    def keys(self, b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+        """x [batch, sequence, ...] -> [batch * blocks, span, ...]."""
         gathered = b.op("Gather", x, self.key_positions, name=f"{name}_gathered", axis=1)
-        return b.op("Reshape", gathered, b.ints(-1, 2 * self.block, *trailing), name=f"{name}_blocks")
+        return b.op("Reshape", gathered, self.key_shape, name=f"{name}_blocks")
 
     def join(self, b: GraphBuilder, attended: ir.Value, v: ir.Value) -> ir.Value:
         """Blocks of queries [batch * blocks, block, ...] -> [batch, sequence, hidden].
@@ -72,48 +74,58 @@ class Windows:
         return b.op("Where", self.sighted, rows, mean, name="out")
 
 
-def build_windows(b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec) -> Windows:
+def build_windows(b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, trailing: tuple[int, ...]) -> Windows:
     """The positions and the mask of all blocks, computed once per call.
 
     Args:
         b: the graph.
         attention_mask: bool [batch, sequence], true for real tokens.
         spec: the model.
+        trailing: the axes after the tokens' in what is gathered, e.g. (heads, head_dim).
     """
-    block = block_size(spec.half_window)
-    reach = block // 2
-    batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)  # [1]
-    length = b.op("Shape", attention_mask, name="length", start=1, end=2)  # [1]
+    largest = block_size(spec.half_window)
+    batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)
+    length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+    block = b.op("Min", length, b.ints(largest), name="block")
+    several = b.op("Greater", length, block, name="several_blocks")
+    reach = b.op("Where", several, b.ints(largest // 2), b.ints(0), name="reach")
+    twice = b.op("Add", reach, reach, name="reach_twice")
+    span = b.op("Add", block, twice, name="span")
+    rounded = b.op("Sub", b.op("Add", length, block, name="length_and_block"), b.ints(1), name="rounded")
+    end = b.op("Mul", b.op("Div", rounded, block, name="blocks"), block, name="end")
     last = b.op("Sub", length, b.ints(1), name="last")
-    blocks = b.op("Div", b.op("Add", last, b.ints(block), name="rounded"), b.ints(block), name="blocks")
-    end = b.op("Squeeze", b.op("Mul", blocks, b.ints(block), name="end"), b.ints(0), name="end_scalar")
-    last = b.op("Squeeze", last, b.ints(0), name="last_scalar")
-    zero = b.constant("zero", np.int64(0))
 
-    tokens = b.op("Range", zero, end, b.constant("one", np.int64(1)), name="tokens")
+    tokens = _range(b, end, "tokens")
     query_positions = b.op("Min", tokens, last, name="query_positions")
-
-    starts = b.op("Range", zero, end, b.constant("block_step", np.int64(block)), name="starts")
-    offsets = b.constant("key_offsets", np.arange(-reach, 2 * block - reach, dtype=np.int64))
+    starts = b.op("Slice", tokens, b.ints(0), end, b.ints(0), block, name="starts")  # 0, block, 2 * block, ...
+    offsets = b.op("Sub", _range(b, span, "span_range"), reach, name="key_offsets")  # [span]
     wanted = b.op("Add", b.op("Unsqueeze", starts, b.ints(1), name="starts_column"), offsets, name="wanted")
-    clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), zero, name="clipped")  # [blocks, 2 * block]
+    clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), b.ints(0), name="clipped")  # [blocks, span]
     inside = b.op("Equal", wanted, clipped, name="inside")
 
-    real = b.op("Gather", attention_mask, clipped, name="real", axis=1)  # [batch, blocks, 2 * block]
-    usable = b.op("And", real, inside, name="usable")
-    usable = b.op("Reshape", usable, b.ints(-1, 1, 1, 2 * block), name="usable_rows")
-    distance = np.arange(block)[:, None] + reach - np.arange(2 * block)[None, :]
-    band = b.constant("band", (np.abs(distance) <= spec.half_window)[None, None])  # [1, 1, block, 2 * block]
-    seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, 2 * block]
+    real = b.op("Gather", attention_mask, clipped, name="real", axis=1)  # [batch, blocks, span]
+    rows = b.op("Concat", b.ints(-1, 1, 1), span, name="usable_shape", axis=0)
+    usable = b.op("Reshape", b.op("And", real, inside, name="usable"), rows, name="usable_rows")
+    queries = b.op("Unsqueeze", _range(b, block, "block_range"), b.ints(1), name="query_offsets")  # [block, 1]
+    distance = b.op("Abs", b.op("Sub", queries, offsets, name="difference"), name="distance")  # [block, span]
+    band = b.op("LessOrEqual", distance, b.ints(spec.half_window), name="band")
+    seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, span]
     return Windows(
-        block=block,
         query_positions=query_positions,
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         bias=mask_bias(b, seen),
         sighted=_sighted(b, seen, batch, length),
-        joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
         length=length,
+        query_shape=b.op("Concat", b.ints(-1), block, b.ints(*trailing), name="query_shape", axis=0),
+        key_shape=b.op("Concat", b.ints(-1), span, b.ints(*trailing), name="key_shape", axis=0),
+        joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
     )
+
+
+def _range(b: GraphBuilder, end: ir.Value, name: str) -> ir.Value:
+    """0, 1, ..., end - 1; end [1]."""
+    limit = b.op("Squeeze", end, b.ints(0), name=f"{name}_end")
+    return b.op("Range", b.constant("zero", np.int64(0)), limit, b.constant("one", np.int64(1)), name=name)
 
 
 def _sighted(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Value) -> ir.Value:

@@ -16,17 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.weights import COMPILED_PREFIX
 from mbexport.errors import InputError
+from mbexport.options import REFERENCES
 from mbexport.parity.samples import IntArray
-
-REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")
 
 
 def choose_reference(wanted: str) -> str:
     """``auto`` becomes the strongest implementation that this machine can run.
 
     Raises:
-        InputError: ``flash_attention_2`` was asked for and cannot run here.
+        InputError: an unknown name, or ``flash_attention_2`` where it cannot run.
     """
+    if wanted not in REFERENCES:
+        raise InputError(f"reference is {wanted!r}, expected one of {', '.join(REFERENCES)}")
     has_flash = torch.cuda.is_available() and find_spec("flash_attn") is not None
     if wanted == "auto":
         return "flash_attention_2" if has_flash else "sdpa"

@@ -17,7 +17,6 @@ from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, compa
 from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.model import check_files
 from mbexport.runtime.text import TextEncoder
 
 REPORT_FILE = "parity.json"
@@ -44,7 +43,7 @@ def run_validation(
         progress: called after each forward pass.
     """
     manifest = manifests.read(bundle)
-    check_files(bundle, manifest)
+    manifests.check_files(bundle, manifest)
     if manifest.source.sha256 != checkpoint.weights.sha256():
         raise InputError(
             f"{bundle} was exported from other weights ({manifest.source.name}) than {checkpoint.directory} holds; "

@@ -134,7 +134,7 @@ def load(
     directory = Path(bundle)
     manifest = manifests.read(directory)
     graph = _choose_graph(directory, manifest, precision)
-    check_files(directory, manifest)
+    manifests.check_files(directory, manifest)
     encoder = TextEncoder(directory / "tokenizer.json", manifest.max_length)
     return Model(manifest, encoder, OnnxRuntimeBackend(directory / graph.file, threads))
 
@@ -146,21 +146,3 @@ def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError(f"{directory} holds no {wanted} graph; it has {have}")
     return min(graphs, key=lambda graph: graph.dialect != "onnxruntime")
-
-
-def check_files(directory: Path, manifest: Manifest) -> None:
-    """Find files that are missing or cut short before a runtime trips over them.
-
-    Raises:
-        BundleError: names the file.
-    """
-    for graph in manifest.graphs:
-        if not (directory / graph.file).is_file():
-            raise BundleError(f"{directory / graph.file} is missing; copy the whole bundle, or export again")
-    for weights in manifest.weights:
-        path = directory / weights.file
-        found = path.stat().st_size if path.is_file() else 0
-        if found != weights.bytes:
-            raise BundleError(
-                f"{path} has {found} bytes, the manifest says {weights.bytes}; copy the whole bundle, or export again"
-            )

@@ -19,7 +19,7 @@ def windows_of(mask: np.ndarray, half_window: int) -> tuple[np.ndarray, np.ndarr
     config = {"model_type": "modernbert", "architectures": ["ModernBertModel"]}
     spec = dataclasses.replace(parse_config(config)[0], half_window=half_window)
     b = GraphBuilder({})
-    windows = build_windows(b, b.input("mask", ir.DataType.BOOL, ["batch", "sequence"]), spec)
+    windows = build_windows(b, b.input("mask", ir.DataType.BOOL, ["batch", "sequence"]), spec, (spec.hidden_size,))
     b.output(windows.query_positions, "queries", ir.DataType.INT64, ["q"])
     b.output(windows.key_positions, "keys", ir.DataType.INT64, ["k"])
     b.output(windows.bias, "bias", ir.DataType.FLOAT, ["rows", 1, "block", "span"])
@@ -34,9 +34,11 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int) 
     rng = np.random.default_rng(length)
     mask = rng.random((2, length)) < 0.8
     queries, keys, bias, sighted = windows_of(mask, half_window)
-    block = block_size(half_window)
+    block = min(length, block_size(half_window))
     blocks = -(-length // block)
-    assert (len(queries), len(keys)) == (blocks * block, blocks * 2 * block)
+    span = block if blocks == 1 else 2 * block
+    assert (len(queries), len(keys)) == (blocks * block, blocks * span)
+    assert bias.shape == (2 * blocks, 1, block, span)
 
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     for row in range(2):
@@ -47,7 +49,7 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int) 
             for query, key in np.argwhere(seen):
                 position = number * block + query
                 if position < length:  # queries after the end are cut off again
-                    key_position = keys[number * 2 * block + key]
+                    key_position = keys[number * span + key]
                     assert not found[position, key_position], "a key is counted twice"
                     found[position, key_position] = True
         assert (found == expected).all()

@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment below .venv-*.
+PYTHON ?= python3
+# A CPU build where the index offers one under this version; any torch from 2.6 on will do.
+TORCH ?= torch==2.13.0
+BUNDLE := build/demo-bundle
+EXAMPLE := examples/news_topics/checkpoint
+
+.PHONY: demo test test-slow lint bench-export clean
+
+demo: .venv-demo/ready
+	@rm -rf $(BUNDLE)
+	.venv-demo/bin/mbexport onnx $(EXAMPLE) -o $(BUNDLE)
+	@echo
+	.venv-demo/bin/mbexport predict $(BUNDLE) --file examples/news_topics/sentences.txt
+	@echo
+	.venv-demo/bin/mbexport inspect $(BUNDLE)
+
+test: lint
+	.venv-test/bin/python -m pytest -m "not slow"
+
+test-slow: .venv-test/ready
+	.venv-test/bin/python -m pytest -m slow
+
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/mypy
+
+bench-export: .venv-demo/ready .venv-optimum/ready
+	.venv-demo/bin/python benchmarks/export_time.py --peer .venv-optimum/bin/optimum-cli
+
+.venv-demo/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[export]'
+	@touch $@
+
+# torch first and alone: asked for by another package, it may come as a build of several gigabytes.
+.venv-test/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-test/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+# An environment of its own: optimum-onnx pins an older transformers.
+.venv-optimum/ready:
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check optimum-onnx==0.1.0 onnxruntime
+	@touch $@
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-optimum build dist

@@ -1,0 +1,7 @@
+"""Defaults and choices that commands and functions share. Standard library only."""
+
+from __future__ import annotations
+
+DEFAULT_BUNDLE = "mbexport-out"
+DEFAULT_MAX_LENGTH = 2048  # tokens of the longest input that validate compares on
+REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")  # PyTorch's attention implementations
