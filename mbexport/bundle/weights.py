@@ -64,11 +64,11 @@ def write_fp32_weights(
 def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, FloatArray]]:
     for name, array in weights.read(list(expected_tensors(spec))):
         yield name, array.T if is_linear(name, array.shape) else array
-    for kind, used, theta in (
-        ("global", spec.has_global, spec.global_theta),
-        ("local", spec.has_local, spec.local_theta),
+    for kind, used, rope in (
+        ("global", spec.has_global, spec.global_rope),
+        ("local", spec.has_local, spec.local_rope),
     ):
         if used:
-            cos, sin = rope_tables(theta, spec.head_dim, spec.max_positions)
+            cos, sin = rope_tables(rope, spec.head_dim, spec.max_positions)
             yield f"rope.{kind}.cos", cos
             yield f"rope.{kind}.sin", sin

@@ -49,6 +49,10 @@ class Fields:
             raise self.wrong(name, "a positive number")
         return float(value)
 
+    def required_number(self, name: str) -> float:
+        """A positive, finite number that must be there."""
+        return self.number(name, 0.0)
+
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
         value = self._values.get(name, default)

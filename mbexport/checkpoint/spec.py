@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbexport.checkpoint.fields import Fields
+from mbexport.checkpoint.rope_config import GLOBAL, LOCAL, RopeSpec, parse_ropes
 from mbexport.errors import CheckpointError
 from mbexport.manifest import POOLINGS
 
@@ -29,7 +30,6 @@ ACTIVATIONS = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
 }
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # Architecture (as config.json names it) to task (as transformers' pipelines name it).
 TASK_OF = {
     "ModernBertModel": "feature-extraction",
@@ -45,7 +45,6 @@ CROSS_ENCODER_FUNCTIONS = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Softmax": "softmax",
 }
-DEFAULT_GLOBAL_THETA, DEFAULT_LOCAL_THETA = 160_000.0, 10_000.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class ModelSpec:
     max_positions: int
     layer_is_global: tuple[bool, ...]
     half_window: int
-    global_theta: float
-    local_theta: float
+    global_rope: RopeSpec
+    local_rope: RopeSpec
     activation: str
     norm_eps: float
     norm_bias: bool
@@ -152,7 +151,7 @@ def parse_config(config: dict[str, Any], classifier_rows: int | None = None) -> 
         raise fields.wrong("num_attention_heads", f"a divisor of hidden_size {hidden} that leaves an even head size")
     if fields.has("head_dim") and fields.raw("head_dim") != hidden // heads:
         raise fields.wrong("head_dim", f"hidden_size / num_attention_heads = {hidden // heads}")
-    global_theta, local_theta = _rope_thetas(config, notes)
+    global_rope, local_rope = parse_ropes(config, notes)
     spec = ModelSpec(
         vocab_size=fields.size("vocab_size", 50_368),
         hidden_size=hidden,
@@ -161,8 +160,8 @@ def parse_config(config: dict[str, Any], classifier_rows: int | None = None) -> 
         max_positions=fields.size("max_position_embeddings", 8192),
         layer_is_global=_layer_pattern(fields),
         half_window=_half_window(fields),
-        global_theta=global_theta,
-        local_theta=local_theta,
+        global_rope=global_rope,
+        local_rope=local_rope,
         activation=_activation(fields, "hidden_activation"),
         norm_eps=fields.number("norm_eps", 1e-5),
         norm_bias=fields.flag("norm_bias", False),
@@ -201,43 +200,6 @@ def _half_window(fields: Fields) -> int:
     if fields.has("sliding_window") and fields.raw("sliding_window") != half:
         raise fields.wrong("sliding_window", f"{half}, half of local_attention")
     return half
-
-
-def _rope_thetas(config: dict[str, Any], notes: list[str]) -> tuple[float, float]:
-    """The bases of the rotary frequencies of global and of local layers."""
-    fields = Fields(config, "config.json")
-    if fields.has("rope_scaling"):
-        _require_default_rope(fields.raw("rope_scaling"), "rope_scaling")
-    old_global = fields.number("global_rope_theta", DEFAULT_GLOBAL_THETA)
-    if "local_rope_theta" in config and config["local_rope_theta"] is None:
-        notes.append(f"local_rope_theta is null: local layers use global_rope_theta {old_global:g}")
-        old_local = old_global
-    else:
-        old_local = fields.number("local_rope_theta", DEFAULT_LOCAL_THETA)
-    if not fields.has("rope_parameters"):
-        return old_global, old_local
-    by_kind = fields.raw("rope_parameters")
-    if not isinstance(by_kind, dict) or not set(by_kind) <= {GLOBAL, LOCAL}:
-        raise fields.wrong("rope_parameters", f"an object with {GLOBAL} and {LOCAL}")
-    return (
-        _theta(by_kind.get(GLOBAL), f"rope_parameters.{GLOBAL}", old_global),
-        _theta(by_kind.get(LOCAL), f"rope_parameters.{LOCAL}", old_local),
-    )
-
-
-def _theta(parameters: Any, where: str, default: float) -> float:
-    if parameters is None:
-        return default
-    _require_default_rope(parameters, where)
-    return Fields(parameters, f"config.json: {where}").number("rope_theta", default)
-
-
-def _require_default_rope(parameters: Any, where: str) -> None:
-    if not isinstance(parameters, dict):
-        raise CheckpointError(f"config.json: {where} is {parameters!r:.80}, expected an object")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(f"config.json: {where} has rope_type {kind!r:.40}, supported: default")
 
 
 def _activation(fields: Fields, name: str) -> str:

@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.checkpoint.rope_config import RopeSpec
 
-def rope_tables(theta: float, head_dim: int, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+FloatArray = npt.NDArray[np.float32]
+
+
+def rope_tables(rope: RopeSpec, head_dim: int, positions: int) -> tuple[FloatArray, FloatArray]:
     """Cosines and sines of the rotary angles, each [positions, head_dim / 2].
 
-    Frequencies are ``theta ** (-2i / head_dim)`` (Su et al., RoFormer, 2021, section 3.2.2).
-    They are rounded to float32 where transformers' ModernBertRotaryEmbedding rounds them:
-    one unit in the last place of a frequency is 5e-4 radians at position 8,191.
+    Args:
+        rope: the settings of one kind of layer.
+        head_dim: channels of a head; even.
+        positions: rows; at most the model's max_position_embeddings.
+    """
+    frequencies, attention_factor = _frequencies(rope, head_dim)
+    angles = (np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]).astype(np.float64)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return cos * np.float32(attention_factor), sin * np.float32(attention_factor)
+
+
+def _frequencies(rope: RopeSpec, head_dim: int) -> tuple[FloatArray, float]:
+    """Radians per position, float32 [head_dim / 2], and the factor on cosines and sines.
+
+    ``theta ** (-2i / head_dim)`` (Su et al., RoFormer, 2021, section 3.2.2), rounded to
+    float32 where transformers' ModernBertRotaryEmbedding rounds: one unit in the last place
+    of a frequency is 5e-4 radians at position 8,191. ``linear`` divides by the factor;
+    ``dynamic`` equals the default up to max_position_embeddings, beyond which no table goes.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    frequencies = np.float32(1.0) / powers
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
-    exact = angles.astype(np.float64)
-    return np.cos(exact).astype(np.float32), np.sin(exact).astype(np.float32)
+    periods = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1.0) / periods
+    if rope.kind == "linear":
+        return frequencies / np.float32(rope.factor), 1.0
+    if rope.kind == "yarn":
+        return _yarn_frequencies(rope, head_dim, periods), _yarn_attention_factor(rope)
+    return frequencies, 1.0
+
+
+def _yarn_frequencies(rope: RopeSpec, head_dim: int, periods: FloatArray) -> FloatArray:
+    """Fast channels kept, slow ones divided by the factor, a linear ramp between them.
+
+    Peng et al., YaRN, 2023, section 3.2; bounds as transformers' _compute_yarn_parameters.
+    """
+
+    def channel(rotations: float) -> float:
+        """The channel that turns ``rotations`` times within the original length."""
+        turns = (rope.original_positions or 1) / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(channel(rope.beta_fast)), 0)
+    high = min(math.ceil(channel(rope.beta_slow)), head_dim - 1)
+    width = high - low if high != low else 0.001
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
+    kept = np.float32(1) - ramp.astype(np.float32)
+    one = np.float32(1)
+    return np.asarray(one / (np.float32(rope.factor) * periods) * (one - kept) + one / periods * kept)
+
+
+def _yarn_attention_factor(rope: RopeSpec) -> float:
+    """Peng et al., YaRN, 2023, equation 22: 0.1 ln(factor) + 1, unless config.json states another."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    if rope.mscale and rope.mscale_all_dim:
+        return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
+    return magnitude(1.0)

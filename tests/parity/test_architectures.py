@@ -44,6 +44,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 77.0},
         }
     },
+    "yarn on global layers": {
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 160_000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 256,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        }
+    },
+    "linear scaling on local layers": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 160_000.0},
+            "sliding_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        }
+    },
     **{
         f"{name} inside": {"hidden_activation": name}
         for name in ("gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh", "sigmoid")

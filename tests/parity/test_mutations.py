@@ -26,10 +26,8 @@ def replacing(**fields: object) -> Mutation:
 MUTATIONS: dict[str, Mutation] = {
     "window of 63": replacing(half_window=63),
     "window of 65": replacing(half_window=65),
-    "thetas swapped": lambda spec: dataclasses.replace(
-        spec, global_theta=spec.local_theta, local_theta=spec.global_theta
-    ),
-    "one theta everywhere": lambda spec: dataclasses.replace(spec, local_theta=spec.global_theta),
+    "thetas swapped": lambda spec: dataclasses.replace(spec, global_rope=spec.local_rope, local_rope=spec.global_rope),
+    "one theta everywhere": lambda spec: dataclasses.replace(spec, local_rope=spec.global_rope),
     "window dropped": replacing(layer_is_global=(True,) * 4),
     "local and global swapped": lambda spec: dataclasses.replace(
         spec, layer_is_global=tuple(not is_global for is_global in spec.layer_is_global)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mbexport.checkpoint.rope_config import RopeSpec
 from mbexport.checkpoint.spec import parse_config
 from mbexport.errors import CheckpointError
 
@@ -31,7 +32,7 @@ def notes(rows: int | None = 2, **changes: Any) -> list[str]:
 def test_first_generation() -> None:
     spec = parse()
     assert [n for n, is_global in enumerate(spec.layer_is_global) if is_global] == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert (spec.half_window, spec.global_theta, spec.local_theta) == (64, 160_000.0, 10_000.0)
+    assert (spec.half_window, spec.global_rope, spec.local_rope) == (64, RopeSpec(160_000.0), RopeSpec(10_000.0))
     assert (spec.hidden_size, spec.head_dim, spec.max_positions) == (768, 64, 8192)
 
 
@@ -45,16 +46,16 @@ def test_second_generation() -> None:
         },
     )
     assert spec.layer_is_global == (False, True)
-    assert (spec.global_theta, spec.local_theta) == (5.0, 7.0)
+    assert (spec.global_rope.theta, spec.local_rope.theta) == (5.0, 7.0)
 
 
 def test_rope_parameters_of_one_kind_leave_the_other_at_its_older_key() -> None:
     spec = parse(rope_parameters={"full_attention": {"rope_theta": 5.0}}, local_rope_theta=9.0)
-    assert (spec.global_theta, spec.local_theta) == (5.0, 9.0)
+    assert (spec.global_rope.theta, spec.local_rope.theta) == (5.0, 9.0)
 
 
 def test_null_local_theta_is_the_global_one_and_is_said() -> None:
-    assert parse(local_rope_theta=None).local_theta == 160_000.0
+    assert parse(local_rope_theta=None).local_rope.theta == 160_000.0
     assert any("local_rope_theta" in note for note in notes(local_rope_theta=None))
 
 
@@ -80,10 +81,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a pooling": ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
     "an epsilon of zero": ({"norm_eps": 0}, "norm_eps is 0"),
     "a flag that is a text": ({"norm_bias": "false"}, "norm_bias is 'false'"),
-    "rope scaling": ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling has rope_type 'yarn'"),
+    "rope scaling": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 4}},
+        "rope_scaling.full_attention: rope_type is 'llama3', expected one of default, linear, dynamic, yarn",
+    ),
+    "the older name of a rope type": (
+        {"rope_scaling": {"type": "yarn", "factor": 4}},
+        "rope_type in the place of type",
+    ),
+    "rope scaling that is no object": ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+    "linear scaling without a factor": ({"rope_scaling": {"rope_type": "linear"}}, "factor is None"),
+    "part of the channels": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor is 0.5",
+    ),
     "a rope type": (
-        {"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
-        "rope_parameters.full_attention has rope_type 'linear'",
+        {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}},
+        "rope_parameters.full_attention: rope_type is 'longrope'",
     ),
     "rope parameters without kinds": ({"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters"),
     "a theta of zero": ({"rope_parameters": {"full_attention": {"rope_theta": 0}}}, "rope_theta is 0"),
