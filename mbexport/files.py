@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,45 @@ def sha256(path: Path) -> str:
         while chunk := stream.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class HashedFile:
+    """A new file whose SHA-256 is computed on another core while it is written.
+
+    Args:
+        path: the file to write.
+
+    Attributes:
+        bytes: how many were written so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._worker = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self.bytes = 0
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown()
+        self._stream.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``, which must not change afterwards."""
+        if self._pending is not None:
+            self._pending.result()  # one piece at a time in memory besides this one
+        self._pending = self._worker.submit(self._digest.update, data)
+        self._stream.write(data)
+        self.bytes += len(data)
+
+    def sha256(self) -> str:
+        """SHA-256 of all that was written, in hexadecimal."""
+        if self._pending is not None:
+            self._pending.result()
+        return self._digest.hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -13,7 +13,14 @@ from mbexport.files import read_json, write_atomically
 
 FILE_NAME = "mbexport.json"
 SCHEMA_VERSION = 1
-TASKS = ("feature-extraction", "text-classification")
+TASKS = (
+    "feature-extraction",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "fill-mask",
+)
 POOLINGS = ("cls", "mean")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 
@@ -37,13 +44,17 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file; ``dialect`` is ``portable`` or ``onnxruntime``."""
+    """One ONNX file; ``dialect`` is ``portable`` or ``onnxruntime``.
+
+    ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted.
+    """
 
     file: str
     precision: str
     dialect: str
     opset: int
     sha256: str
+    selects_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Manifest:
 
     ``pooling`` is how one vector is made of a text's token vectors (``cls`` or ``mean``),
     ``activation`` what turns logits into scores (``softmax``, ``sigmoid`` or ``none``),
-    ``notes`` every guess that the export had to make.
+    ``mask_token`` the text that fill-mask fills, ``notes`` every guess that the export had to make.
     """
 
     source: Source
@@ -86,6 +97,7 @@ class Manifest:
     problem_type: str | None = None
     activation: str = "none"
     pooling: str | None = None
+    mask_token: str | None = None
     weights: tuple[WeightsFile, ...] = ()
     graphs: tuple[Graph, ...] = ()
     engines: tuple[Engine, ...] = ()
@@ -133,6 +145,7 @@ def read(bundle: Path) -> Manifest:
         problem_type=reader.optional_text("problem_type"),
         activation=reader.choice("activation", ACTIVATIONS),
         pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
+        mask_token=reader.optional_text("mask_token"),
         weights=reader.many("weights", WeightsFile),
         graphs=reader.many("graphs", Graph),
         engines=reader.many("engines", Engine),

@@ -87,8 +87,8 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config is a list": (lambda c: (c / "config.json").write_text("[]"), ("JSON list, expected an object",)),
     "another model": (lambda c: edit_config(c, lambda x: x.update(model_type="bert")), ("model_type is 'bert'",)),
     "a head not supported": (
-        lambda c: edit_config(c, lambda x: x.update(architectures=["ModernBertForMultipleChoice"])),
-        ("ModernBertForMultipleChoice", "supported: ModernBertModel"),
+        lambda c: edit_config(c, lambda x: x.update(architectures=["ModernBertDecoderModel"])),
+        ("ModernBertDecoderModel", "supported: ModernBertModel"),
     ),
     "no weights": (lambda c: (c / "model.safetensors").unlink(), ("no model.safetensors",)),
     "a pickle": (pickle_only, ("pytorch_model.bin", "never opened", "save_pretrained")),

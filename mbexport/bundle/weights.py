@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights, expected_tensors, is_linear
-from mbexport.files import Progress
+from mbexport.files import HashedFile, Progress
 from mbexport.graph.rope import rope_tables
 from mbexport.manifest import WeightsFile
 
@@ -39,26 +38,18 @@ def write_fp32_weights(
         OSError: the file cannot be written.
     """
     placed: dict[str, ir.TensorProtocol] = {}
-    digest = hashlib.sha256()
-    offset, total = 0, len(expected_tensors(spec)) + 2 * (spec.has_global + spec.has_local)
-    with path.open("wb") as stream:
-
-        def write(data: bytes | memoryview) -> None:
-            nonlocal offset
-            stream.write(data)
-            digest.update(data)
-            offset += len(data)
-
+    total = len(expected_tensors(spec)) + 2 * (spec.has_global + spec.has_local)
+    with HashedFile(path) as file:
         for name, array in _all_tensors(spec, weights):
-            write(bytes(-offset % ALIGNMENT))
-            start = offset
-            write(np.ascontiguousarray(array, dtype="<f4").data.cast("B"))
+            file.write(bytes(-file.bytes % ALIGNMENT))
+            start = file.bytes
+            file.write(np.ascontiguousarray(array, dtype="<f4").data.cast("B"))
             placed[name] = ir.ExternalTensor(
-                path.name, start, offset - start, ir.DataType.FLOAT,
+                path.name, start, file.bytes - start, ir.DataType.FLOAT,
                 shape=ir.Shape(array.shape), name=name, base_dir=str(path.parent),
             )  # fmt: skip
             progress(len(placed), total, name)
-    return placed, WeightsFile(file=f"{path.parent.name}/{path.name}", bytes=offset, sha256=digest.hexdigest())
+        return placed, WeightsFile(f"{path.parent.name}/{path.name}", file.bytes, file.sha256())
 
 
 def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, FloatArray]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +19,7 @@ from mbexport.manifest import FILE_NAME, Graph, Manifest, Source, WeightsFile, w
 from mbexport.version import __version__
 
 GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
+SELECTING_FILE = "onnx/model_ort_selected.onnx"
 DATA_FILE = "onnx/model.onnx_data"
 # Files of a checkpoint that a bundle carries along, where they are there.
 CARRIED = (
@@ -65,20 +68,34 @@ def write_bundle(
         CheckpointError: a weight holds NaN or infinity.
     """
     check_target(target, force=force)
-    with new_directory(target, replace=force) as directory:
+    with new_directory(target, replace=force) as directory, ThreadPoolExecutor(1) as worker:
+        source_hash = worker.submit(checkpoint.weights.sha256)  # on another core, while weights are written
         _check_space(checkpoint, directory, target)
         (directory / "onnx").mkdir()
         placed, weights_file = write_fp32_weights(directory / DATA_FILE, checkpoint.spec, checkpoint.weights, progress)
-        graphs = []
-        for dialect, file in GRAPH_FILES.items():
-            ir.save(build_graph(checkpoint.spec, placed, dialect, __version__), directory / file)
-            graphs.append(Graph(file, "fp32", dialect, OPSET, sha256(directory / file)))
+        graphs = [_write_graph(checkpoint, placed, directory, file, dialect) for dialect, file in GRAPH_FILES.items()]
+        if checkpoint.spec.task == "fill-mask":
+            graphs.append(_write_graph(checkpoint, placed, directory, SELECTING_FILE, "onnxruntime", selects=True))
         for name in CARRIED:
             if (checkpoint.directory / name).is_file():
                 shutil.copyfile(checkpoint.directory / name, directory / name)
-        manifest = _manifest(checkpoint, weights_file, tuple(graphs))
+        manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
         write(manifest, directory)
     return manifest
+
+
+def _write_graph(
+    checkpoint: Checkpoint,
+    placed: Mapping[str, ir.TensorProtocol],
+    directory: Path,
+    file: str,
+    dialect: str,
+    *,
+    selects: bool = False,
+) -> Graph:
+    model = build_graph(checkpoint.spec, placed, dialect, __version__, selects_tokens=selects)
+    ir.save(model, directory / file)
+    return Graph(file, "fp32", dialect, OPSET, sha256(directory / file), selects)
 
 
 def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:
@@ -88,13 +105,16 @@ def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:
         raise BundleError(f"{target} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left")
 
 
-def _manifest(checkpoint: Checkpoint, weights_file: WeightsFile, graphs: tuple[Graph, ...]) -> Manifest:
-    head = checkpoint.spec.classifier
+def _manifest(
+    checkpoint: Checkpoint, source_hash: str, weights_file: WeightsFile, graphs: tuple[Graph, ...]
+) -> Manifest:
+    head = checkpoint.spec.head
     return Manifest(
-        source=Source(checkpoint.directory.resolve().name, checkpoint.weights.sha256()),
+        source=Source(checkpoint.directory.resolve().name, source_hash),
         task=checkpoint.spec.task,
         max_length=checkpoint.max_length,
-        labels=head.labels if head else None,
+        mask_token=checkpoint.mask_token if checkpoint.spec.task == "fill-mask" else None,
+        labels=head.labels or None if head else None,
         problem_type=head.problem_type if head else None,
         activation=head.score_function if head else "none",
         pooling=head.pooling if head else "mean",

@@ -53,10 +53,12 @@ def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
         linear(f"layers.{layer}.mlp.Wi", 2 * inner, hidden, spec.mlp_bias)
         linear(f"layers.{layer}.mlp.Wo", hidden, inner, spec.mlp_bias)
     norm("final_norm")
-    if spec.classifier is not None:
-        linear("head.dense", hidden, hidden, spec.classifier.bias)
+    if spec.head is not None:
+        linear("head.dense", hidden, hidden, spec.head.bias)
         norm("head.norm")
-        linear("classifier", len(spec.classifier.labels), hidden, bias=True)
+        linear(spec.head.last_layer, spec.head.outputs, hidden, spec.head.last_bias)
+        if spec.head.tied:  # the embedding matrix serves
+            del shapes[f"{spec.head.last_layer}.weight"]
     return shapes
 
 
@@ -104,6 +106,22 @@ class Weights:
         """Shape of a tensor, None where there is none of that name."""
         tensor = self._tensors.get(name)
         return None if tensor is None else tensor.shape
+
+    def drop_tied(self, name: str, twin: str) -> None:
+        """Forget a tensor that a checkpoint stores although another one is said to serve for it.
+
+        Raises:
+            CheckpointError: they differ, so the one that would be used is not certain.
+        """
+        if name not in self._tensors or twin not in self._tensors:
+            return
+        arrays = dict(self.read([name, twin]))
+        if not np.array_equal(arrays[name], arrays[twin]):
+            raise CheckpointError(
+                f"{self._tensors[name].file}: config.json ties {name} to {twin}, but they differ; "
+                "set tie_word_embeddings to false in config.json, or save the model again"
+            )
+        del self._tensors[name]
 
     def require(self, expected: dict[str, Shape]) -> None:
         """Check names, shapes and element types, all at once.

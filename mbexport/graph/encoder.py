@@ -10,7 +10,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.dialect import Dialect
 from mbexport.graph.fused import FusedDialect
-from mbexport.graph.heads import add_head
+from mbexport.graph.heads import add_head, add_selecting_head
 from mbexport.graph.layers import layer_norm, linear
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
@@ -19,7 +19,12 @@ DIALECTS: dict[str, type[Dialect]] = {"portable": PortableDialect, "onnxruntime"
 
 
 def build_graph(
-    spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol], dialect: str, producer_version: str
+    spec: ModelSpec,
+    weights: Mapping[str, ir.TensorProtocol],
+    dialect: str,
+    producer_version: str,
+    *,
+    selects_tokens: bool = False,
 ) -> ir.Model:
     """Author the graph of a ModernBERT.
 
@@ -31,6 +36,7 @@ def build_graph(
         weights: its tensors, prepared by ``mbexport.bundle.weights``.
         dialect: a key of DIALECTS.
         producer_version: written into the model.
+        selects_tokens: outputs of chosen tokens only, whose places are a third input.
 
     Raises:
         GraphError: a weight is missing or left over.
@@ -40,7 +46,11 @@ def build_graph(
     attention_mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
     real = b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL)
     blocks = DIALECTS[dialect](b, spec, real)
-    add_head(b, spec, encode(b, spec, blocks, input_ids), real)
+    hidden = encode(b, spec, blocks, input_ids)
+    if selects_tokens:
+        add_selecting_head(b, spec, hidden)
+    else:
+        add_head(b, spec, hidden, real)
     return b.build("modernbert", producer_version)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.parity.samples import PADDINGS, Case
+from mbexport.parity.samples import PADDINGS, Case, IntArray
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -27,8 +27,8 @@ class Figures:
     """A comparison over some rows.
 
     ``relative_error`` is the largest error over the spread (largest minus smallest value)
-    of all reference outputs; ``cosine`` the smallest over rows (tokens, for a bare encoder);
-    ``agreement`` the share of equal predictions, None without a classifier.
+    of all reference outputs; ``cosine`` the smallest over texts (over tokens, where each has
+    outputs); ``agreement`` the share of equal predictions, None where none are made.
     """
 
     rows: int
@@ -67,7 +67,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class _Row:
-    """Reference and graph outputs of one text: [labels], or [real tokens, hidden]."""
+    """Reference and graph outputs of one text: [units, outputs], a unit being the text or a token."""
 
     length: int
     padding: str
@@ -78,10 +78,11 @@ class _Row:
 def compare(
     file: str,
     cases: Sequence[Case],
+    places: Sequence[IntArray | None],
     expected: Sequence[FloatArray],
     found: Sequence[FloatArray],
     *,
-    classifier: bool,
+    predicts: str | None,
     reference_error: float = 0.0,
 ) -> GraphParity:
     """Compare a graph's outputs with the reference's.
@@ -89,16 +90,19 @@ def compare(
     Args:
         file: the graph, for the report.
         cases: the inputs.
-        expected: the reference's output for each.
+        places: per case, which tokens the units are (as ``Case.real_tokens`` gives them), or
+            None where a unit is a text.
+        expected: the reference's outputs of each case, [units, outputs].
         found: the graph's.
-        classifier: outputs are logits [batch, labels]; else hidden states [batch, sequence,
-            hidden], of which only real tokens count.
+        predicts: what a prediction is: ``outputs`` (the largest of a unit), ``units`` (the
+            largest of each output over a text's units, as for spans), None for none.
         reference_error: what the reference itself may be off (FlashAttention runs in FP16).
     """
-    rows = [row for case, e, f in zip(cases, expected, found, strict=True) for row in _rows(case, e, f, classifier)]
+    groups = zip(cases, places, expected, found, strict=True)
+    rows = [row for case, units, e, f in groups for row in _rows(case, units, e, f)]
     spread = max(float(row.expected.max()) for row in rows) - min(float(row.expected.min()) for row in rows)
     limit = max(ABSOLUTE_LIMIT, RELATIVE_LIMIT * spread) + reference_error
-    overall = _figures(rows, spread, classifier)
+    overall = _figures(rows, spread, predicts)
     return GraphParity(
         file=file,
         passed=bool(overall.max_error <= limit),  # False for NaN too
@@ -106,35 +110,38 @@ def compare(
         spread=spread,
         overall=overall,
         by_length={
-            f"{low + 1}-{high}": _figures(chosen, spread, classifier)
+            f"{low + 1}-{high}": _figures(chosen, spread, predicts)
             for low, high in zip((0, *BUCKETS), BUCKETS, strict=False)
             if (chosen := [row for row in rows if low < row.length <= high])
         },
         by_padding={
-            padding: _figures(chosen, spread, classifier)
+            padding: _figures(chosen, spread, predicts)
             for padding in PADDINGS
             if (chosen := [row for row in rows if row.padding == padding])
         },
     )
 
 
-def _rows(case: Case, expected: FloatArray, found: FloatArray, classifier: bool) -> list[_Row]:
+def _rows(case: Case, places: IntArray | None, expected: FloatArray, found: FloatArray) -> list[_Row]:
     if found.shape != expected.shape:
         raise ValueError(f"the graph's output has shape {found.shape}, the reference's {expected.shape}")
-    rows = []
-    for number, padding in enumerate(case.paddings):
-        kept = slice(None) if classifier else case.attention_mask[number] == 1
-        rows.append(_Row(case.length, padding, expected[number][kept], found[number][kept]))
-    return rows
+    texts = np.arange(len(expected)) if places is None else places // case.length
+    return [
+        _Row(case.length, padding, expected[texts == number], found[texts == number])
+        for number, padding in enumerate(case.paddings)
+        if (texts == number).any()
+    ]
 
 
-def _figures(rows: Sequence[_Row], spread: float, classifier: bool) -> Figures:
+def _figures(rows: Sequence[_Row], spread: float, predicts: str | None) -> Figures:
     errors = [float(np.abs(row.found - row.expected).max()) for row in rows]
     # max() would pass over a NaN; a non-finite output is an infinite error.
     error = max(errors) if np.all(np.isfinite(errors)) else float("inf")
+    axis = {"outputs": -1, "units": 0}.get(predicts or "")
     agreement = None
-    if classifier and rows[0].expected.size > 1:
-        agreement = float(np.mean([row.expected.argmax() == row.found.argmax() for row in rows]))
+    if axis is not None:
+        equal = [row.expected.argmax(axis) == row.found.argmax(axis) for row in rows]
+        agreement = float(np.mean(np.concatenate(equal)))
     return Figures(
         rows=len(rows),
         max_error=error,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.weights import COMPILED_PREFIX
 from mbexport.errors import InputError
 from mbexport.options import REFERENCES
-from mbexport.parity.samples import IntArray
+from mbexport.parity.samples import Case, IntArray
 
 
 def choose_reference(wanted: str) -> str:
@@ -51,10 +52,11 @@ class TorchReference:
         self._implementation = implementation
         self.is_half = implementation == "flash_attention_2"
         self._device = "cuda" if self.is_half else "cpu"
-        self._output = "logits" if checkpoint.spec.classifier else "last_hidden_state"
+        self._task = checkpoint.spec.task
         config = transformers.ModernBertConfig.from_pretrained(checkpoint.directory)
-        if checkpoint.spec.classifier:
-            config.num_labels = len(checkpoint.spec.classifier.labels)
+        head = checkpoint.spec.head
+        if head is not None and head.labels:
+            config.num_labels = len(head.labels)
         config._attn_implementation = implementation
         model_class = getattr(transformers, checkpoint.config["architectures"][0])
         model = model_class(config)
@@ -64,8 +66,10 @@ class TorchReference:
             tensors.update({name.replace(COMPILED_PREFIX, ""): t.float() for name, t in load_file(file).items()})
         if not any(name.startswith("model.") for name in model.state_dict()):
             tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if head is not None and head.tied:
+            tensors.setdefault("decoder.weight", tensors["model.embeddings.tok_embeddings.weight"])
         model.load_state_dict(tensors, strict=True)
-        self._model = model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
+        self._model: Any = model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
 
     @property
     def description(self) -> str:
@@ -77,15 +81,35 @@ class TorchReference:
             f"transformers {transformers.__version__}"
         )
 
-    def run(self, input_ids: IntArray, attention_mask: IntArray) -> npt.NDArray[np.float32]:
-        """Logits [batch, labels], or for a bare encoder the last hidden state [batch, sequence, hidden]."""
+    def run(self, case: Case, places: IntArray | None) -> npt.NDArray[np.float32]:
+        """Outputs of one case, [units, outputs].
+
+        Args:
+            case: the inputs.
+            places: the tokens wanted, laid out in one row; None for outputs of whole texts.
+        """
+        ids, mask = (torch.from_numpy(x).to(self._device) for x in (case.input_ids, case.attention_mask))
         with torch.inference_mode(), self._kernel():
-            outputs = self._model(
-                input_ids=torch.from_numpy(input_ids).to(self._device),
-                attention_mask=torch.from_numpy(attention_mask).to(self._device),
-            )
-        values: npt.NDArray[np.float32] = outputs[self._output].float().cpu().numpy()
-        return values
+            values = self._forward(ids, mask, places)
+        array: npt.NDArray[np.float32] = values.float().cpu().numpy()
+        return array
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: IntArray | None) -> Any:
+        model = self._model
+        if self._task == "multiple-choice":  # one choice of each question
+            return model(input_ids=ids[:, None], attention_mask=mask[:, None]).logits
+        if places is None:
+            return model(input_ids=ids, attention_mask=mask).logits
+        tokens = torch.from_numpy(places).to(self._device)
+        if self._task == "fill-mask":  # the vocabulary's logits of all tokens would not fit
+            hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            return model.decoder(model.head(hidden.flatten(0, 1)[tokens]))
+        outputs = model(input_ids=ids, attention_mask=mask)
+        if self._task == "question-answering":
+            values = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+        else:
+            values = outputs.logits if self._task == "token-classification" else outputs.last_hidden_state
+        return values.flatten(0, 1)[tokens]
 
     @contextlib.contextmanager
     def _kernel(self) -> Iterator[None]:

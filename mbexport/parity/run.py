@@ -10,9 +10,10 @@ import numpy as np
 
 from mbexport import manifest as manifests
 from mbexport.checkpoint.load import Checkpoint
+from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
 from mbexport.files import Progress, write_atomically
-from mbexport.manifest import Check, Manifest
+from mbexport.manifest import Check, Graph, Manifest
 from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, compare
 from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
@@ -21,6 +22,7 @@ from mbexport.runtime.text import TextEncoder
 
 REPORT_FILE = "parity.json"
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
+VOCABULARY_TOKENS = 32  # of a text, whose logits over the whole vocabulary are compared
 
 
 def run_validation(
@@ -49,33 +51,55 @@ def run_validation(
             f"{bundle} was exported from other weights ({manifest.source.name}) than {checkpoint.directory} holds; "
             "name the checkpoint it came from, or export again"
         )
-    classifier = checkpoint.spec.classifier is not None
     ids, described = _token_ids(bundle, checkpoint, texts)
     pad_id = int(checkpoint.config.get("pad_token_id") or 0)
     cases = build_cases(ids, pad_id, checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
+    places = [_places(case, checkpoint.spec) for case in cases]
+    predicts = _predicts(checkpoint.spec)
     model = TorchReference(checkpoint, choose_reference(reference))
     done = _Counter(progress, len(cases) * (1 + len(manifest.graphs)))
-    expected = [done.after(case, model.run, reference) for case in cases]
-    error = _reference_error(checkpoint, model, cases, expected)
+    expected = [done.after(case, places[n], model.run, reference) for n, case in enumerate(cases)]
+    error = _reference_error(checkpoint, model, cases, places, expected)
     description = model.description
     del model  # a large one and a graph's session need not stand in memory together
 
     parities = []
     for graph in manifest.graphs:
-        run = _graph_runner(bundle / graph.file, "logits" if classifier else "last_hidden_state")
-        found = [done.after(case, run, graph.file) for case in cases]
-        parities.append(compare(graph.file, cases, expected, found, classifier=classifier, reference_error=error))
+        run = _graph_runner(bundle, graph)
+        found = [done.after(case, places[n], run, graph.file) for n, case in enumerate(cases)]
+        parities.append(compare(graph.file, cases, places, expected, found, predicts=predicts, reference_error=error))
     report = ParityReport(all(parity.passed for parity in parities), description, described, tuple(parities))
     _record(bundle, manifest, report)
     return report
 
 
-Runner = Callable[[IntArray, IntArray], FloatArray]
+Runner = Callable[[Case, IntArray | None], FloatArray]
 
 
-def _graph_runner(graph: Path, output: str) -> Runner:
-    backend = OnnxRuntimeBackend(graph)
-    return lambda input_ids, attention_mask: backend.run(input_ids, attention_mask)[output]
+def _places(case: Case, spec: ModelSpec) -> IntArray | None:
+    """The tokens whose outputs are compared; None where outputs belong to whole texts."""
+    if spec.head is not None and spec.head.pooling is not None:
+        return None
+    return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)
+
+
+def _predicts(spec: ModelSpec) -> str | None:
+    if spec.task == "question-answering":
+        return "units"
+    return "outputs" if spec.head is not None and spec.head.outputs > 1 else None
+
+
+def _graph_runner(bundle: Path, graph: Graph) -> Runner:
+    backend = OnnxRuntimeBackend(bundle / graph.file)
+
+    def run(case: Case, places: IntArray | None) -> FloatArray:
+        if graph.selects_tokens:
+            return backend.run(case.input_ids, case.attention_mask, places)["logits"]
+        outputs = list(backend.run(case.input_ids, case.attention_mask).values())
+        values = np.stack(outputs, axis=-1) if len(outputs) == 2 else outputs[0]  # starts and ends of spans
+        return values if places is None else values.reshape(-1, values.shape[-1])[places]
+
+    return run
 
 
 class _Counter:
@@ -84,8 +108,8 @@ class _Counter:
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
-    def after(self, case: Case, run: Runner, what: str) -> FloatArray:
-        values = run(case.input_ids, case.attention_mask)
+    def after(self, case: Case, places: IntArray | None, run: Runner, what: str) -> FloatArray:
+        values = run(case, places)
         self._done += 1
         self._progress(self._done, self._total, f"{what}, length {case.length}")
         return values
@@ -104,15 +128,18 @@ def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[str] | None
 
 
 def _reference_error(
-    checkpoint: Checkpoint, model: TorchReference, cases: Sequence[Case], expected: Sequence[FloatArray]
+    checkpoint: Checkpoint,
+    model: TorchReference,
+    cases: Sequence[Case],
+    places: Sequence[IntArray | None],
+    expected: Sequence[FloatArray],
 ) -> float:
     """How far a half-precision reference is from float32 PyTorch on the same inputs."""
     if not model.is_half:
         return 0.0
     exact = TorchReference(checkpoint, "sdpa")
-    values = [exact.run(case.input_ids, case.attention_mask) for case in cases]
-    parity = compare("", cases, values, expected, classifier=checkpoint.spec.classifier is not None)
-    return parity.overall.max_error
+    values = [exact.run(case, tokens) for case, tokens in zip(cases, places, strict=True)]
+    return compare("", cases, places, values, expected, predicts=None).overall.max_error
 
 
 def _record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:

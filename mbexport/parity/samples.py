@@ -48,6 +48,20 @@ class Case:
     attention_mask: IntArray
     paddings: tuple[str, ...]
 
+    def real_tokens(self, per_row: int | None = None) -> IntArray:
+        """Places of real tokens in the batch laid out in one row: row * sequence + place.
+
+        Args:
+            per_row: that many of a row at most, evenly spread; None for all.
+        """
+        places = []
+        for row, mask in enumerate(self.attention_mask):
+            real = np.flatnonzero(mask)
+            if per_row is not None and len(real) > per_row:
+                real = real[np.linspace(0, len(real) - 1, per_row).astype(np.int64)]
+            places.append(row * self.length + real)
+        return np.concatenate(places).astype(np.int64)
+
 
 def build_cases(
     token_ids: Sequence[IntArray], pad_id: int, half_window: int, max_length: int, seed: int = 0

@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model_type": "bert"}, "model_type is 'bert'"),
     "no architecture": ({"architectures": None}, "architectures is None"),
     "a head not supported": (
-        {"architectures": ["ModernBertForMaskedLM"]},
+        {"architectures": ["ModernBertForCausalLM"]},
         "supported: ModernBertModel, ModernBertForSequenceClassification",
     ),
     "a size that is no number": ({"hidden_size": "768"}, "hidden_size is '768'"),
@@ -126,19 +126,19 @@ def test_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("pairs", [{"1": "b", "0": "a"}, {1: "b", 0: "a"}])
 def test_labels_in_the_order_of_their_numbers(pairs: dict[Any, str]) -> None:
-    assert parse(id2label=pairs).classifier.labels == ("a", "b")
+    assert parse(id2label=pairs).head.labels == ("a", "b")
 
 
 def test_labels_that_are_numbers_become_texts() -> None:
-    assert parse(id2label={"0": 1, "1": 5}).classifier.labels == ("1", "5")
+    assert parse(id2label={"0": 1, "1": 5}).head.labels == ("1", "5")
 
 
 def test_labels_from_label2id() -> None:
-    assert parse(label2id={"b": "1", "a": 0}).classifier.labels == ("a", "b")
+    assert parse(label2id={"b": "1", "a": 0}).head.labels == ("a", "b")
 
 
 def test_missing_labels_are_counted_from_the_weights_and_said() -> None:
-    assert parse(rows=5).classifier.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4")
+    assert parse(rows=5).head.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4")
     assert any("names no labels" in note for note in notes(rows=5))
 
 
@@ -154,5 +154,5 @@ SCORES: list[tuple[dict[str, Any], int, str, bool]] = [
 
 @pytest.mark.parametrize(("changes", "rows", "function", "guessed"), SCORES)
 def test_score_function(changes: dict[str, Any], rows: int, function: str, guessed: bool) -> None:
-    assert parse(rows=rows, **changes).classifier.score_function == function
+    assert parse(rows=rows, **changes).head.score_function == function
     assert any("no problem_type" in note for note in notes(rows=rows, **changes)) == guessed

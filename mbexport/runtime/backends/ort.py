@@ -42,12 +42,15 @@ class OnnxRuntimeBackend:
         """Size of an output's last axis."""
         return self._widths[output]
 
-    def run(self, input_ids: IntArray, attention_mask: IntArray) -> dict[str, npt.NDArray[np.float32]]:
+    def run(
+        self, input_ids: IntArray, attention_mask: IntArray, positions: IntArray | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
         """One forward pass.
 
         Args:
             input_ids: [batch, sequence].
             attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
+            positions: [selected], for a graph that selects tokens: row * sequence + place.
 
         Returns:
             The graph's outputs by name, float32.
@@ -55,8 +58,11 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.
         """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if positions is not None:
+            inputs["positions"] = positions
         try:
-            values = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+            values = self._session.run(None, inputs)
         except Exception as cause:
             shape = "x".join(map(str, input_ids.shape))
             raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
