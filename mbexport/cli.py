@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar, table
+from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar
 from mbexport.errors import BundleError, InputError
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, REFERENCES
+from mbexport.show import answer_json, answer_text, manifest_text, parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
@@ -87,44 +88,23 @@ def validate(  # noqa: PLR0913 (one parameter an option)
             bundle, checkpoint=checkpoint, reference=reference, texts=texts, max_length=max_length, report=report,
             progress=progress,
         )  # fmt: skip
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else _parity_text(result))
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else parity_text(result))
     sys.exit(0 if result.passed else FAILED)
-
-
-def _parity_text(report: Any) -> str:
-    """Verdict first, then a table per graph."""
-    lines = [
-        f"{'PASSED' if report.passed else 'FAILED'}: {len(report.graphs)} graphs against PyTorch",
-        f"reference: {report.reference}; inputs: {report.texts} and every length that could be special",
-    ]
-    header = ("", "rows", "largest error", "of the spread", "cosine", "equal predictions")
-    for graph in report.graphs:
-        verdict = "passed" if graph.passed else "FAILED"
-        lines.append(f"\n{graph.file}: {verdict}, largest error {graph.overall.max_error:.1e}, limit {graph.limit:.1e}")
-        groups = {"all": graph.overall}
-        groups |= {f"length {name}": figures for name, figures in graph.by_length.items()}
-        groups |= {f"padding {name}": figures for name, figures in graph.by_padding.items()}
-        lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
-    return "\n".join(lines)
-
-
-def _figures_row(name: str, figures: Any) -> tuple[str, ...]:
-    agreement = "-" if figures.agreement is None else f"{100 * figures.agreement:.1f} %"
-    return (
-        name, str(figures.rows), f"{figures.max_error:.1e}", f"{figures.relative_error:.1e}",
-        f"{figures.cosine:.9f}", agreement,
-    )  # fmt: skip
 
 
 @main.command()
 @click.argument("bundle_and_texts", metavar="[BUNDLE] [TEXT]...", nargs=-1)
+@click.option(
+    "--question", "--query", "question", help="Paired with every TEXT; with multiple choice, TEXTs are its choices."
+)
 @click.option("--file", "file", type=DIRECTORY, help="Texts from a file (.txt, .jsonl, .json or .csv).")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores to use; default: as ONNX Runtime chooses.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
 @common_options
 def predict(
-    bundle_and_texts: tuple[str, ...], file: Path | None, threads: int | None, as_json: bool, quiet: bool
-) -> None:
+    bundle_and_texts: tuple[str, ...], question: str | None, file: Path | None, threads: int | None, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
     """Answer TEXTs, those of --file, or standard input line by line, with a bundle."""
     from mbexport.runtime import load
     from mbexport.texts import read_texts
@@ -133,12 +113,15 @@ def predict(
     if given and file:
         raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
     model = load(bundle, threads=threads)
-    texts: Iterable[str] = given or (read_texts(file) if file else _stdin())
+    task = model.manifest.task
+    texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
+    if question is not None:
+        texts = [(question, list(texts))] if task == "multiple-choice" else ((question, text) for text in texts)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for chunk in _chunks(texts):
             for text, answer in zip(chunk, model(chunk), strict=True):
-                click.echo(_answer_json(text, answer) if as_json else _answer_text(text, answer))
+                click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
     for warning in caught:
         note(str(warning.message), quiet=quiet)
 
@@ -162,23 +145,10 @@ def _stdin() -> Iterator[str]:
         raise InputError(f"standard input is not UTF-8: {cause}") from cause
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[Any]) -> Iterator[list[Any]]:
     remaining = iter(texts)
     while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
         yield chunk
-
-
-def _answer_json(text: str, answer: Any) -> str:
-    fields = answer if isinstance(answer, dict) else {"embedding": answer.tolist()}
-    return json.dumps({"text": text, **fields}, ensure_ascii=False)
-
-
-def _answer_text(text: str, answer: Any) -> str:
-    shown = " ".join(text.split())
-    if isinstance(answer, dict):
-        scores = answer.get("scores", {answer["label"]: answer["score"]})
-        return "  ".join(f"{score:.4f} {label}" for label, score in scores.items()) + f"\t{shown}"
-    return f"[{' '.join(f'{value:.4f}' for value in answer[:4])} ...] {answer.size} numbers\t{shown}"
 
 
 @main.command()
@@ -190,19 +160,4 @@ def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (
     from mbexport import manifest as manifests
 
     manifest = manifests.read(bundle)
-    if as_json:
-        click.echo(manifest.to_json(), nl=False)
-        return
-    rows = [
-        ("source", manifest.source.name),
-        ("task", manifest.task),
-        ("labels", ", ".join(manifest.labels or ()) or "-"),
-        ("scores", f"{manifest.activation} ({manifest.problem_type or 'no problem_type stated'})"),
-        ("pooling", manifest.pooling or "-"),
-        ("max_length", f"{manifest.max_length} tokens"),
-    ]
-    rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
-    rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
-    rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
-    rows += [("note", message) for message in manifest.notes]
-    click.echo(facts(rows))
+    click.echo(manifest.to_json().rstrip() if as_json else manifest_text(manifest))

@@ -11,6 +11,7 @@ from mbexport.files import Progress, no_progress, write_atomically
 from mbexport.manifest import Manifest
 from mbexport.optional import require
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
+from mbexport.texts import Text
 
 if TYPE_CHECKING:
     from mbexport.parity.figures import ParityReport
@@ -51,7 +52,7 @@ def validate(
     *,
     checkpoint: PathLike,
     reference: str = "auto",
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Text] | None = None,
     max_length: int = DEFAULT_MAX_LENGTH,
     report: PathLike | None = None,
     progress: Progress = no_progress,

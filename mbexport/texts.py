@@ -9,14 +9,16 @@ from pathlib import Path
 
 from mbexport.errors import InputError
 
+Text = str | tuple[str, str]  # a pair is two segments of one input
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv")
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a file.
+def read_texts(path: Path) -> list[Text]:
+    """The texts of a file; an item with a ``text_pair`` gives a pair.
 
     ``.txt``: one a line, empty lines skipped. ``.jsonl``: one JSON text, or object with a
-    ``text``, a line. ``.json``: a list of those. ``.csv``: a column ``text``.
+    ``text`` and perhaps a ``text_pair``, a line. ``.json``: a list of those. ``.csv``: columns
+    of these names.
 
     Raises:
         InputError: the file is missing, of another kind, damaged, or holds no text.
@@ -26,7 +28,7 @@ def read_texts(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             if path.suffix == ".txt":
-                texts = [line for line in stream.read().splitlines() if line.strip()]
+                texts: list[Text] = [line for line in stream.read().splitlines() if line.strip()]
             elif path.suffix == ".csv":
                 texts = _from_csv(path, stream)
             elif path.suffix == ".jsonl":
@@ -46,15 +48,17 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _from_csv(path: Path, stream: Iterable[str]) -> list[str]:
+def _from_csv(path: Path, stream: Iterable[str]) -> list[Text]:
     rows = csv.DictReader(stream)
     if "text" not in (rows.fieldnames or []):
         raise InputError(f"{path} has the columns {rows.fieldnames}, expected one called text")
-    return [row["text"] or "" for row in rows]
+    pairs = "text_pair" in (rows.fieldnames or [])
+    return [(row["text"] or "", row["text_pair"] or "") if pairs else row["text"] or "" for row in rows]
 
 
-def _text(where: str, item: object) -> str:
-    text = item.get("text") if isinstance(item, dict) else item
-    if not isinstance(text, str):
+def _text(where: str, item: object) -> Text:
+    fields = item if isinstance(item, dict) else {"text": item}
+    text, second = fields.get("text"), fields.get("text_pair", "")
+    if not isinstance(text, str) or not isinstance(second, str):
         raise InputError(f"{where}: found {str(item)[:60]!r}, expected a text or an object with a text")
-    return text
+    return (text, second) if "text_pair" in fields else text

@@ -19,6 +19,7 @@ from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.text import TextEncoder
+from mbexport.texts import Text
 
 REPORT_FILE = "parity.json"
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
@@ -30,7 +31,7 @@ def run_validation(
     checkpoint: Checkpoint,
     *,
     reference: str,
-    texts: Sequence[str] | None,
+    texts: Sequence[Text] | None,
     max_length: int,
     progress: Progress,
 ) -> ParityReport:
@@ -115,7 +116,7 @@ class _Counter:
         return values
 
 
-def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[str] | None) -> tuple[list[IntArray], str]:
+def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[Text] | None) -> tuple[list[IntArray], str]:
     if (bundle / "tokenizer.json").is_file():
         encoder = TextEncoder(bundle / "tokenizer.json", checkpoint.max_length)
         encoded = encoder.encode(list(texts if texts is not None else TEXTS))

@@ -1,7 +1,8 @@
-"""Outputs of the graph to answers: numpy only."""
+"""Logits to scores, labels and vectors: numpy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,29 @@ def classification(logits: FloatArray, manifest: Manifest) -> dict[str, Any]:
     return answer
 
 
+def choice(logits: FloatArray, choices: Sequence[str]) -> dict[str, Any]:
+    """The likeliest of several choices, from one logit each.
+
+    Returns:
+        ``{"label", "score", "choice", "scores"}``: the choice's text, its probability, its
+        number, and the probabilities of all in order.
+    """
+    values = scores(logits.reshape(-1), "softmax")
+    best = int(values.argmax())
+    return {"label": choices[best], "score": float(values[best]), "choice": best, "scores": values.tolist()}
+
+
+def top_tokens(logits: FloatArray, count: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+    """The likeliest tokens in the place of one mask, from its logits [vocabulary].
+
+    Returns:
+        Per token ``{"token", "token_str", "score"}``: number, text, probability; best first.
+    """
+    values = scores(logits, "softmax")
+    best = np.argsort(-values, kind="stable")[:count]
+    return [{"token": int(n), "token_str": decode(int(n)), "score": float(values[n])} for n in best]
+
+
 def pool(hidden: FloatArray, pooling: str) -> FloatArray:
-    """Token vectors of texts without padding, [batch, tokens, hidden], to [batch, hidden]."""
-    pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(axis=1, dtype=np.float32)
-    return np.asarray(pooled, dtype=np.float32)
+    """Token vectors of a text without padding, [tokens, hidden], to one vector [hidden]."""
+    return np.asarray(hidden[0] if pooling == "cls" else hidden.mean(axis=0, dtype=np.float32), dtype=np.float32)

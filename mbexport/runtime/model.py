@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.heads import FloatArray, classification, pool
+from mbexport.runtime.entities import entities
+from mbexport.runtime.heads import FloatArray, choice, classification, pool, top_tokens
 from mbexport.runtime.schedule import group_by_length
-from mbexport.runtime.text import Text, TextEncoder
+from mbexport.runtime.spans import best_span
+from mbexport.runtime.text import Encoded, TextEncoder
+from mbexport.texts import Text
 
 DEVICES = ("auto", "cpu")
+TOP_TOKENS = 5  # answers to one mask
 
 
 class TruncationWarning(UserWarning):
@@ -42,61 +46,122 @@ class Model:
         self._encoder = encoder
         self._backend = backend
         self._lock = threading.Lock()
+        self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
-    def __call__(self, texts: Sequence[Text]) -> list[Any]:
+    def __call__(self, texts: Sequence[Any]) -> list[Any]:
         """One answer per text, in order.
 
         Args:
-            texts: each a str, or a pair of str for cross-encoders.
+            texts: each a str; a pair of str for cross-encoders; (question, context) for
+                question answering; (text, [choice, ...]) for multiple choice.
 
         Returns:
-            For text classification ``{"label", "score"}``, with ``"scores"`` by label where
-            labels do not exclude one another; for a bare encoder a float32 vector [hidden].
+            By task: text classification ``{"label", "score"}``, with ``"scores"`` by label
+            where labels do not exclude one another; token classification a list of
+            ``{"entity_group", "score", "word", "start", "end"}``; question answering
+            ``{"answer", "score", "start", "end"}``; multiple choice ``{"label", "score",
+            "choice", "scores"}``; fill-mask, for each mask, a list of ``{"token",
+            "token_str", "score"}``; a bare encoder a float32 vector [hidden].
 
         Raises:
-            InputError: an item is no text.
+            InputError: an item is no text, or not what the task takes.
             BackendError: the forward pass failed.
         """
-        if self.manifest.task == "text-classification":
+        task = self.manifest.task
+        if task == "text-classification":
             return [classification(row, self.manifest) for row in self.logits(texts)]
-        return list(self.embed(texts))
+        if task == "feature-extraction":
+            return list(self.embed(texts))
+        if task == "multiple-choice":
+            return self._choose(texts)
+        _require_items(texts)
+        if task == "question-answering" and not all(isinstance(text, tuple) for text in texts):
+            raise InputError("question answering takes pairs: [(question, context), ...]")
+        encoded = self._encode(texts)
+        rows = zip(texts, encoded, self._outputs(encoded), strict=True)
+        if task == "question-answering":
+            return [best_span(out["start_logits"], out["end_logits"], item, text[1]) for text, item, out in rows]
+        if task == "fill-mask":
+            decode = self._encoder.decode
+            return [[top_tokens(row, TOP_TOKENS, decode) for row in out["logits"]] for _, _, out in rows]
+        labels = self.manifest.labels or ()
+        return [entities(out["logits"], item, _first(text), labels) for text, item, out in rows]
 
     def logits(self, texts: Sequence[Text]) -> FloatArray:
-        """Raw outputs of the classifier, float32 [texts, labels].
+        """Raw outputs of a text classifier, float32 [texts, labels].
 
         Raises:
-            InputError: the model has no classifier, or an item is no text.
+            InputError: the model is none, or an item is no text.
             BackendError: the forward pass failed.
         """
         if self.manifest.task != "text-classification":
-            raise InputError(f"a {self.manifest.task} bundle has no logits; use embed()")
-        return self._run(texts, "logits", lambda values: values)
+            raise InputError(f"a {self.manifest.task} bundle has no logits of whole texts; use outputs() or embed()")
+        rows = [output["logits"] for output in self.outputs(texts)]
+        return np.stack(rows) if rows else np.empty((0, self._backend.width("logits")), np.float32)
 
     def embed(self, texts: Sequence[Text]) -> FloatArray:
         """One vector per text, float32 [texts, hidden], pooled as the manifest says.
 
         Raises:
-            InputError: the model is a classifier, or an item is no text.
+            InputError: the model is no encoder, or an item is no text.
             BackendError: the forward pass failed.
         """
         if self.manifest.task != "feature-extraction":
-            raise InputError(f"a {self.manifest.task} bundle has no embeddings; call the model, or use logits()")
-        pooling = str(self.manifest.pooling)
-        return self._run(texts, "last_hidden_state", lambda hidden: pool(hidden, pooling))
+            raise InputError(f"a {self.manifest.task} bundle has no embeddings; call the model, or use outputs()")
+        name, pooling = "last_hidden_state", str(self.manifest.pooling)
+        rows = [pool(output[name], pooling) for output in self.outputs(texts)]
+        return np.stack(rows) if rows else np.empty((0, self._backend.width(name)), np.float32)
 
-    def _run(self, texts: Sequence[Text], output: str, reduce: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """``reduce(output)`` of each text, [texts, width], in order; texts of one length run together."""
-        if isinstance(texts, str):
-            raise InputError("texts is one str, expected a list of texts: [text]")
+    def outputs(self, texts: Sequence[Text]) -> list[dict[str, FloatArray]]:
+        """The graph's outputs for each text, by name, without a batch axis.
+
+        For fill-mask, ``logits`` [masks, vocabulary] of the masks only.
+
+        Raises:
+            InputError: an item is no text, or has no mask where one is to be filled.
+            BackendError: the forward pass failed.
+        """
+        _require_items(texts)
+        return self._outputs(self._encode(texts))
+
+    def _choose(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
+        _require_items(items)
+        for item in items:
+            if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], str) or not item[1]:
+                raise InputError("multiple choice takes pairs of a text and its choices: [(text, [choice, ...]), ...]")
+        pairs = [(text, option) for text, options in items for option in options]
+        logits = [output["logits"] for output in self.outputs(pairs)]
+        ends = np.cumsum([len(options) for _, options in items])
+        parts = zip(items, np.split(np.array(logits), ends[:-1]) if items else [], strict=True)
+        return [choice(values, options) for (_, options), values in parts]
+
+    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
         encoded = self._encoder.encode(texts)
         self._count_truncated(sum(item.truncated for item in encoded), len(encoded))
-        rows: list[FloatArray] = [np.empty(0, np.float32)] * len(encoded)
+        return encoded
+
+    def _outputs(self, encoded: Sequence[Encoded]) -> list[dict[str, FloatArray]]:
+        """In the order of the texts; texts of one length run together."""
+        rows: list[dict[str, FloatArray]] = [{}] * len(encoded)
         for group in group_by_length([len(item.ids) for item in encoded]):
             ids = np.stack([encoded[number].ids for number in group])
-            values = reduce(self._backend.run(ids, np.ones_like(ids))[output])
-            for number, value in zip(group, values, strict=True):
-                rows[number] = value
-        return np.stack(rows) if rows else np.empty((0, self._backend.width(output)), np.float32)
+            for number, row in zip(group, self._run(ids, group), strict=True):
+                rows[number] = row
+        return rows
+
+    def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]], group: Sequence[int]) -> list[dict[str, FloatArray]]:
+        """One forward pass, ids [batch, tokens]; ``group`` names the texts for errors."""
+        if self._mask_id is None:
+            outputs = self._backend.run(ids, np.ones_like(ids))
+            return [{name: values[row] for name, values in outputs.items()} for row in range(len(ids))]
+        masks = ids == self._mask_id
+        for number, count in zip(group, masks.sum(axis=1), strict=True):
+            if not count:
+                limit = self.manifest.max_length
+                raise InputError(f"text {number} has no {self.manifest.mask_token} in its first {limit} tokens")
+        logits = self._backend.run(ids, np.ones_like(ids), np.flatnonzero(masks))["logits"]
+        ends = np.cumsum(masks.sum(axis=1))[:-1]
+        return [{"logits": values} for values in np.split(logits, ends)]
 
     def _count_truncated(self, cut: int, total: int) -> None:
         with self._lock:
@@ -107,8 +172,17 @@ class Model:
                 f"{cut} of {total} texts had more than {self.manifest.max_length} tokens and were cut; "
                 "said once, counted in .truncated",
                 TruncationWarning,
-                stacklevel=4,
+                stacklevel=2,
             )
+
+
+def _require_items(texts: object) -> None:
+    if isinstance(texts, str):
+        raise InputError("texts is one str, expected a list of texts: [text]")
+
+
+def _first(text: Text) -> str:
+    return text if isinstance(text, str) else text[0]
 
 
 def load(
@@ -135,7 +209,13 @@ def load(
     manifest = manifests.read(directory)
     graph = _choose_graph(directory, manifest, precision)
     manifests.check_files(directory, manifest)
-    encoder = TextEncoder(directory / "tokenizer.json", manifest.max_length)
+    keep_first = manifest.task == "question-answering"
+    encoder = TextEncoder(directory / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+    if manifest.task == "fill-mask" and (not manifest.mask_token or encoder.token_id(manifest.mask_token) is None):
+        raise BundleError(
+            f"{directory}: the mask token {manifest.mask_token!r} is not in tokenizer.json; "
+            "set mask_token in the checkpoint's tokenizer_config.json and export again"
+        )
     return Model(manifest, encoder, OnnxRuntimeBackend(directory / graph.file, threads))
 
 
@@ -145,4 +225,4 @@ def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:
     if not graphs:
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError(f"{directory} holds no {wanted} graph; it has {have}")
-    return min(graphs, key=lambda graph: graph.dialect != "onnxruntime")
+    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.dialect == "onnxruntime"))

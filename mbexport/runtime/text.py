@@ -5,22 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from mbexport.errors import BundleError, InputError
-
-Text = str | tuple[str, str]  # a pair is two segments of one input, as cross-encoders take them
+from mbexport.texts import Text
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one text, int64 [tokens], and whether it was cut to fit."""
+    """One tokenized text.
+
+    ``ids``: int64 [tokens], special tokens included. ``encoding`` is the tokenizer's own
+    record of it: offsets in characters, words, segments.
+    """
 
     ids: npt.NDArray[np.int64]
-    truncated: bool
+    encoding: Any
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the text was cut to fit."""
+        return bool(self.encoding.overflowing)
+
+    def words_of(self, segment: int) -> list[tuple[int, int, int, int]]:
+        """(token, word, start, end) of a segment's tokens that stand for characters [start, end)."""
+        parts = zip(self.encoding.sequence_ids, self.encoding.word_ids, self.encoding.offsets, strict=True)
+        return [
+            (token, word, *offsets)
+            for token, (sequence, word, offsets) in enumerate(parts)
+            if sequence == segment and word is not None and offsets[1] > offsets[0]
+        ]
 
 
 class TextEncoder:
@@ -29,12 +47,13 @@ class TextEncoder:
     Args:
         tokenizer_file: a tokenizer.json.
         max_length: tokens per text, special tokens counted; what is longer is cut.
+        keep_first: of a pair, only the second segment is cut.
 
     Raises:
         BundleError: the file is missing or cannot be read.
     """
 
-    def __init__(self, tokenizer_file: Path, max_length: int) -> None:
+    def __init__(self, tokenizer_file: Path, max_length: int, *, keep_first: bool = False) -> None:
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
@@ -43,7 +62,7 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
             # The file may fix padding and truncation; this runtime decides both itself.
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
         except Exception as cause:  # tokenizers raises bare Exception
             raise BundleError(f"{tokenizer_file} is no usable tokenizer: {cause}; export again") from cause
 
@@ -51,14 +70,25 @@ class TextEncoder:
         """Token ids of each text, in order.
 
         Raises:
-            InputError: an item is no text (nor a pair of texts), or is no valid Unicode.
+            InputError: an item is no text (nor a pair of texts), is no valid Unicode, or has a
+                first segment that leaves no room for the second.
         """
         for number, text in enumerate(texts):
             _check(number, text)
-        return [
-            Encoded(np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing))
-            for encoding in self._tokenizer.encode_batch(list(texts))
-        ]
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        except Exception as cause:
+            raise InputError(f"the texts cannot be tokenized: {cause}") from cause
+        return [Encoded(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, None where the vocabulary has none of that name."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
+
+    def decode(self, number: int) -> str:
+        """The text that a token stands for."""
+        return str(self._tokenizer.decode([number], skip_special_tokens=False))
 
 
 def _check(number: int, text: object) -> None:

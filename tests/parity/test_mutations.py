@@ -34,9 +34,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "another epsilon": replacing(norm_eps=1e-3),
     "tanh approximation": replacing(activation="gelu_tanh"),
-    "the other pooling": lambda spec: dataclasses.replace(
-        spec, head=dataclasses.replace(spec.head, pooling="mean")
-    ),
+    "the other pooling": lambda spec: dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="mean")),
 }
 
 

@@ -49,9 +49,9 @@ def test_answers_by_kind_of_problem() -> None:
 
 
 def test_pooling() -> None:
-    hidden = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
-    assert pool(hidden, "cls").tolist() == [[0, 1, 2, 3]]
-    assert pool(hidden, "mean").tolist() == [[4, 5, 6, 7]]
+    hidden = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert pool(hidden, "cls").tolist() == [0, 1, 2, 3]
+    assert pool(hidden, "mean").tolist() == [4, 5, 6, 7]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,85 @@
+"""Results as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mbexport.console import facts, table
+from mbexport.manifest import Manifest
+
+if TYPE_CHECKING:
+    from mbexport.parity.figures import Figures, ParityReport
+
+# The field of a JSON line that holds an answer which is no object itself.
+ANSWER_FIELD = {"token-classification": "entities", "fill-mask": "masks", "feature-extraction": "embedding"}
+
+
+def answer_json(text: Any, answer: Any, task: str) -> str:
+    """One JSON line: the text (a pair as a list) and the answer."""
+    if task == "feature-extraction":
+        answer = answer.tolist()
+    fields = answer if isinstance(answer, dict) else {ANSWER_FIELD[task]: answer}
+    return json.dumps({"text": text, **fields}, ensure_ascii=False)
+
+
+def answer_text(text: Any, answer: Any, task: str) -> str:
+    """One line: the answer, a tab, the text (of a pair, its second)."""
+    return f"{_shown(answer, task)}\t{' '.join(str(text if isinstance(text, str) else text[1]).split())}"
+
+
+def _shown(answer: Any, task: str) -> str:
+    if task == "feature-extraction":
+        return f"[{' '.join(f'{value:.4f}' for value in answer[:4])} ...] {answer.size} numbers"
+    if task == "token-classification":
+        found = [f"{e['score']:.4f} {e['entity_group']} {e['word']!r} [{e['start']}:{e['end']}]" for e in answer]
+        return "  ".join(found) or "-"
+    if task == "fill-mask":
+        masks = [", ".join(f"{t['score']:.4f} {t['token_str'].strip()}" for t in mask) for mask in answer]
+        return "  |  ".join(masks)
+    if task == "question-answering":
+        return f"{answer['score']:.4f} {answer['answer']!r} [{answer['start']}:{answer['end']}]"
+    if isinstance(answer.get("scores"), dict):
+        return "  ".join(f"{score:.4f} {label}" for label, score in answer["scores"].items())
+    return f"{answer['score']:.4f} {answer['label']}"
+
+
+def parity_text(report: ParityReport) -> str:
+    """Verdict first, then a table per graph."""
+    lines = [
+        f"{'PASSED' if report.passed else 'FAILED'}: {len(report.graphs)} graphs against PyTorch",
+        f"reference: {report.reference}",
+        f"inputs: {report.texts}, and every length that could be special",
+    ]
+    header = ("", "rows", "largest error", "of the spread", "cosine", "equal predictions")
+    for graph in report.graphs:
+        verdict = "passed" if graph.passed else "FAILED"
+        lines.append(f"\n{graph.file}: {verdict}, largest error {graph.overall.max_error:.1e}, limit {graph.limit:.1e}")
+        groups = {"all": graph.overall}
+        groups |= {f"length {name}": figures for name, figures in graph.by_length.items()}
+        groups |= {f"padding {name}": figures for name, figures in graph.by_padding.items()}
+        lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
+    return "\n".join(lines)
+
+
+def _figures_row(name: str, figures: Figures) -> tuple[str, ...]:
+    agreement = "-" if figures.agreement is None else f"{100 * figures.agreement:.1f} %"
+    errors = (f"{figures.max_error:.1e}", f"{figures.relative_error:.1e}")
+    return (name, str(figures.rows), *errors, f"{figures.cosine:.9f}", agreement)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What a bundle holds, a fact a line."""
+    rows = [
+        ("source", manifest.source.name),
+        ("task", manifest.task),
+        ("labels", ", ".join(manifest.labels or ()) or "-"),
+        ("scores", f"{manifest.activation} ({manifest.problem_type or 'no problem_type stated'})"),
+        ("pooling", manifest.pooling or "-"),
+        ("max_length", f"{manifest.max_length} tokens"),
+    ]
+    rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
+    rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
+    rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
+    rows += [("note", message) for message in manifest.notes]
+    return facts(rows)
