@@ -19,6 +19,7 @@ from mbexport.show import answer_json, answer_text, manifest_text, parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
+BASE = click.option("--base", type=DIRECTORY, help="Base model of an adapter; default: the one that it names.")
 TEXTS_AT_ONCE = 256  # of a stream, so that its memory stays bounded
 
 
@@ -33,14 +34,15 @@ def main() -> None:
 @click.option(
     "-o", "--output", "bundle", type=DIRECTORY, default=DEFAULT_BUNDLE, show_default=True, help="Bundle to write."
 )
+@BASE
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @common_options
-def onnx(checkpoint: Path, bundle: Path, force: bool, quiet: bool) -> None:
-    """Export CHECKPOINT, a directory saved by save_pretrained, to a bundle of ONNX graphs."""
+def onnx(checkpoint: Path, bundle: Path, base: Path | None, force: bool, quiet: bool) -> None:
+    """Export CHECKPOINT, a model or LoRA adapter saved by save_pretrained, to a bundle of ONNX graphs."""
     from mbexport.pipeline import export_onnx
 
     with progress_bar("Writing weights", quiet=quiet) as progress:
-        manifest = export_onnx(checkpoint, bundle, force=force, progress=progress)
+        manifest = export_onnx(checkpoint, bundle, base=base, force=force, progress=progress)
     for message in manifest.notes:
         note(message, quiet=quiet)
     rows = [("bundle", str(bundle)), ("task", manifest.task)]
@@ -56,6 +58,7 @@ def _size(path: Path) -> str:
 @main.command()
 @click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
 @click.option("--checkpoint", type=DIRECTORY, required=True, help="The checkpoint that the bundle was exported from.")
+@BASE
 @click.option(
     "--reference",
     type=click.Choice(REFERENCES),
@@ -75,8 +78,8 @@ def _size(path: Path) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @common_options
 def validate(  # noqa: PLR0913 (one parameter an option)
-    bundle: Path, checkpoint: Path, reference: str, data: Path | None, max_length: int, report: Path | None,
-    as_json: bool, quiet: bool,
+    bundle: Path, checkpoint: Path, base: Path | None, reference: str, data: Path | None, max_length: int,
+    report: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Prove that the graphs of BUNDLE compute what PyTorch computes; exit code 1 if they do not."""
     from mbexport.pipeline import validate as run
@@ -85,8 +88,8 @@ def validate(  # noqa: PLR0913 (one parameter an option)
     texts = read_texts(data) if data else None
     with progress_bar("Comparing", quiet=quiet) as progress:
         result = run(
-            bundle, checkpoint=checkpoint, reference=reference, texts=texts, max_length=max_length, report=report,
-            progress=progress,
+            bundle, checkpoint=checkpoint, base=base, reference=reference, texts=texts, max_length=max_length,
+            report=report, progress=progress,
         )  # fmt: skip
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else parity_text(result))
     sys.exit(0 if result.passed else FAILED)

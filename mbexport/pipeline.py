@@ -20,13 +20,19 @@ PathLike = str | os.PathLike[str]
 
 
 def export_onnx(
-    checkpoint: PathLike, bundle: PathLike = DEFAULT_BUNDLE, *, force: bool = False, progress: Progress = no_progress
+    checkpoint: PathLike,
+    bundle: PathLike = DEFAULT_BUNDLE,
+    *,
+    base: PathLike | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Export a ModernBERT checkpoint to a bundle of ONNX graphs.
 
     Args:
-        checkpoint: a directory saved by ``save_pretrained``.
+        checkpoint: a directory saved by ``save_pretrained``; of a model, or a LoRA adapter.
         bundle: the directory to write.
+        base: an adapter's base model; None takes the one that the adapter names.
         force: replace the bundle that is there.
         progress: called after each tensor that was written.
 
@@ -44,13 +50,14 @@ def export_onnx(
 
     target = Path(bundle)
     check_target(target, force=force)  # before any work is done
-    return write_bundle(load_checkpoint(Path(checkpoint)), target, force=force, progress=progress)
+    return write_bundle(load_checkpoint(Path(checkpoint), _path(base)), target, force=force, progress=progress)
 
 
 def validate(
     bundle: PathLike = DEFAULT_BUNDLE,
     *,
     checkpoint: PathLike,
+    base: PathLike | None = None,
     reference: str = "auto",
     texts: Sequence[Text] | None = None,
     max_length: int = DEFAULT_MAX_LENGTH,
@@ -62,6 +69,7 @@ def validate(
     Args:
         bundle: the bundle; the result is recorded in its manifest and its ``reports/``.
         checkpoint: the checkpoint it came from.
+        base: an adapter's base model; None takes the one that the adapter names.
         reference: ``auto``, ``flash_attention_2``, ``sdpa`` or ``eager``.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no inputs longer than this; PyTorch's memory grows with its square.
@@ -83,7 +91,7 @@ def validate(
 
     result = run_validation(
         Path(bundle),
-        load_checkpoint(Path(checkpoint)),
+        load_checkpoint(Path(checkpoint), _path(base)),
         reference=reference,
         texts=texts,
         max_length=max_length,
@@ -93,3 +101,7 @@ def validate(
         Path(report).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(report) / REPORT_FILE, report_json(result))
     return result
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import BundleError
-from mbexport.files import Progress, new_directory, no_progress, sha256
+from mbexport.files import Progress, new_directory, no_progress, sha256, write_atomically
 from mbexport.graph.builder import OPSET
 from mbexport.graph.encoder import build_graph
 from mbexport.manifest import FILE_NAME, Graph, Manifest, Source, WeightsFile, write
@@ -77,8 +78,10 @@ def write_bundle(
         if checkpoint.spec.task == "fill-mask":
             graphs.append(_write_graph(checkpoint, placed, directory, SELECTING_FILE, "onnxruntime", selects=True))
         for name in CARRIED:
-            if (checkpoint.directory / name).is_file():
-                shutil.copyfile(checkpoint.directory / name, directory / name)
+            if source := checkpoint.file(name):
+                shutil.copyfile(source, directory / name)
+        if len(checkpoint.directories) > 1:  # a merged adapter: its base's config.json is another model's
+            write_atomically(directory / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
         manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
         write(manifest, directory)
     return manifest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mbexport.checkpoint.adapters import MergedWeights, adapted_config, is_adapter, read_adapter
 from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import parse_task
 from mbexport.checkpoint.spec import ModelSpec, parse_config
@@ -20,10 +22,12 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 class Checkpoint:
     """A checkpoint whose configuration and weights were found to fit each other.
 
-    What config.json leaves open was decided as transformers would, and is said in ``notes``.
+    ``directories``: where its other files are, the first that has one counts (an adapter's,
+    then its base's). What config.json leaves open was decided as transformers would, and is
+    said in ``notes``.
     """
 
-    directory: Path
+    directories: tuple[Path, ...]
     config: dict[str, Any]
     spec: ModelSpec
     weights: Weights
@@ -31,9 +35,22 @@ class Checkpoint:
     mask_token: str | None
     notes: tuple[str, ...]
 
+    @property
+    def directory(self) -> Path:
+        """The directory that the user named."""
+        return self.directories[0]
 
-def load_checkpoint(directory: Path) -> Checkpoint:
+    def file(self, name: str) -> Path | None:
+        """A file of the checkpoint, None where there is none of that name."""
+        return next((path / name for path in self.directories if (path / name).is_file()), None)
+
+
+def load_checkpoint(directory: Path, base: Path | None = None) -> Checkpoint:
     """Read and check a directory saved by ``save_pretrained``; weights stay on disk.
+
+    Args:
+        directory: a model, or a LoRA adapter that PEFT saved.
+        base: an adapter's base model; None takes the one that the adapter names.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
@@ -41,38 +58,48 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         kind = "is a file" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory} {kind}, expected a directory saved by save_pretrained")
+    if is_adapter(directory):
+        adapter = read_adapter(directory, base)
+        weights = MergedWeights(adapter)
+        shape = weights.shape("classifier.weight")
+        base_config = read_json(adapter.base / "config.json", CheckpointError)
+        config = adapted_config(adapter, base_config, shape[0] if shape else None)
+        return _check((directory, adapter.base), config, weights)
+    if base is not None:
+        raise CheckpointError(f"{directory} is no adapter, so it has no --base; leave that out")
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} holds no config.json, expected a directory saved by save_pretrained")
     config = read_json(directory / "config.json", CheckpointError)
     parse_task(Fields(config, "config.json"))  # before the weights: another model is told so first
-    weights = Weights(directory)
+    return _check((directory,), config, Weights(directory))
+
+
+def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weights) -> Checkpoint:
+    """Hold configuration, weights and tokenizer against each other."""
     shape = weights.shape("classifier.weight")
     spec, notes = parse_config(config, shape[0] if shape else None)
     if spec.head is not None and spec.head.tied:
         weights.drop_tied(f"{spec.head.last_layer}.weight", EMBEDDINGS)
-    weights.require(expected_tensors(spec))
-    tokenizer_config = _tokenizer_config(directory)
-    if not (directory / TOKENIZER).is_file():
-        notes.append(
-            f"{directory} holds no {TOKENIZER}: the graphs are exported, but predict and the runtime need "
-            "that file; put it into the bundle"
-        )
+    expected = expected_tensors(spec)
+    if isinstance(weights, MergedWeights):
+        weights.keep_only(set(expected))
+    weights.require(expected)
     if spec.head is None:
         notes.append("a bare encoder states no pooling: embed() takes the mean over a text's tokens")
-    return Checkpoint(
-        directory=directory,
-        config=config,
-        spec=spec,
-        weights=weights,
+    checkpoint = Checkpoint(directories, config, spec, weights, spec.max_positions, None, ())
+    if checkpoint.file(TOKENIZER) is None:
+        notes.append(
+            f"{directories[0]} holds no {TOKENIZER}: the graphs are exported, but predict and the runtime need "
+            "that file; put it into the bundle"
+        )
+    path = checkpoint.file(TOKENIZER_CONFIG)
+    tokenizer_config = read_json(path, CheckpointError) if path else {}
+    return dataclasses.replace(
+        checkpoint,
         max_length=_max_length(tokenizer_config, spec),
         mask_token=_mask_token(tokenizer_config),
         notes=(*notes, *weights.notes),
     )
-
-
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
-    path = directory / TOKENIZER_CONFIG
-    return read_json(path, CheckpointError) if path.is_file() else {}
 
 
 def _max_length(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ EMBEDDINGS = "embeddings.tok_embeddings.weight"
 MAX_NAMED = 5  # tensors that one error line names
 
 Shape = tuple[int, ...]
+FloatArray = npt.NDArray[np.float32]
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
@@ -93,9 +95,26 @@ class Weights:
         self._tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             for name, tensor in _read_header(file).items():
-                self._add(name.replace(COMPILED_PREFIX, "").removeprefix(WRAPPER_PREFIX), tensor)
+                self._add(self.canonical(name), tensor)
         if any(COMPILED_PREFIX in tensor.stored_name for tensor in self._tensors.values()):
             self.notes.append(f"tensor names carry {COMPILED_PREFIX!r} (saved under torch.compile): removed")
+
+    @staticmethod
+    def canonical(name: str) -> str:
+        """A stored name as :func:`expected_tensors` has it."""
+        return name.replace(COMPILED_PREFIX, "").removeprefix(WRAPPER_PREFIX)
+
+    def names(self) -> list[str]:
+        """All tensors there are."""
+        return list(self._tensors)
+
+    def dtype(self, name: str) -> str:
+        """Element type of a tensor, as safetensors names it."""
+        return self._tensors[name].dtype
+
+    def forget(self, name: str) -> None:
+        """Leave a tensor out of all that follows."""
+        del self._tensors[name]
 
     def _add(self, name: str, tensor: StoredTensor) -> None:
         if name in self._tensors:
@@ -121,7 +140,7 @@ class Weights:
                 f"{self._tensors[name].file}: config.json ties {name} to {twin}, but they differ; "
                 "set tie_word_embeddings to false in config.json, or save the model again"
             )
-        del self._tensors[name]
+        self.forget(name)
 
     def require(self, expected: dict[str, Shape]) -> None:
         """Check names, shapes and element types, all at once.
@@ -129,13 +148,14 @@ class Weights:
         Raises:
             CheckpointError: one line with every kind of difference.
         """
-        found = self._tensors
+        found = {name: self.shape(name) for name in self.names()}
         wrong_shape = [
-            f"{name} {list(found[name].shape)} instead of {list(shape)}"
+            f"{name} {list(found[name] or ())} instead of {list(shape)}"
             for name, shape in expected.items()
-            if name in found and found[name].shape != shape
+            if name in found and found[name] != shape
         ]
-        wrong_type = [f"{n} {t.dtype}" for n, t in found.items() if n in expected and t.dtype not in FLOAT_TYPES]
+        types = {name: self.dtype(name) for name in found if name in expected}
+        wrong_type = [f"{name} {dtype}" for name, dtype in types.items() if dtype not in FLOAT_TYPES]
         faults = [
             _fault("missing", [name for name in expected if name not in found]),
             _fault("unexpected", [name for name in found if name not in expected]),
@@ -147,7 +167,7 @@ class Weights:
                 f"{self.files[0].parent}: the weights do not fit config.json: {'; '.join(f for f in faults if f)}"
             )
 
-    def read(self, names: list[str]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    def read(self, names: list[str]) -> Iterator[tuple[str, FloatArray]]:
         """The named tensors as float32, one at a time, each file opened once.
 
         Raises:
@@ -160,15 +180,11 @@ class Weights:
                 for name in names:
                     tensor = self._tensors[name]
                     if tensor.file == file:
-                        array = stream.get_tensor(tensor.stored_name).astype(np.float32, copy=False)
-                        # A float64 sum of finite float32 values cannot overflow.
-                        if not np.isfinite(np.sum(array, dtype=np.float64)):
-                            raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
-                        yield name, array
+                        yield name, _finite_float32(file, name, stream.get_tensor(tensor.stored_name))
 
     def fp32_bytes(self) -> int:
         """Bytes of all tensors as float32."""
-        return 4 * sum(math.prod(tensor.shape) for tensor in self._tensors.values())
+        return 4 * sum(math.prod(self.shape(name) or ()) for name in self.names())
 
     def sha256(self) -> str:
         """SHA-256 over the weight files, in the order of their names."""
@@ -178,6 +194,27 @@ class Weights:
                 while chunk := stream.read(2**20):
                     digest.update(chunk)
         return digest.hexdigest()
+
+
+def read_tensors(file: Path) -> dict[str, FloatArray]:
+    """All tensors of a small safetensors file as float32, by their stored names.
+
+    Raises:
+        CheckpointError: the file is damaged, or a tensor holds NaN or infinity.
+    """
+    from safetensors import safe_open
+
+    names = _read_header(file)
+    with safe_open(file, framework="np") as stream:
+        return {name: _finite_float32(file, name, stream.get_tensor(name)) for name in names}
+
+
+def _finite_float32(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
+    array = stored.astype(np.float32, copy=False)
+    # A float64 sum of finite float32 values cannot overflow.
+    if not np.isfinite(np.sum(array, dtype=np.float64)):
+        raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
+    return array
 
 
 def _fault(kind: str, names: list[str]) -> str:

@@ -14,11 +14,14 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mbexport.checkpoint.adapters import MergedWeights
 from mbexport.checkpoint.load import Checkpoint
-from mbexport.checkpoint.weights import COMPILED_PREFIX
+from mbexport.checkpoint.weights import COMPILED_PREFIX, WRAPPER_PREFIX
 from mbexport.errors import InputError
 from mbexport.options import REFERENCES
 from mbexport.parity.samples import Case, IntArray
+
+HEAD_MODULES = ("head.", "classifier.", "decoder.")  # what stands beside the bare model in a wrapper
 
 
 def choose_reference(wanted: str) -> str:
@@ -53,19 +56,13 @@ class TorchReference:
         self.is_half = implementation == "flash_attention_2"
         self._device = "cuda" if self.is_half else "cpu"
         self._task = checkpoint.spec.task
-        config = transformers.ModernBertConfig.from_pretrained(checkpoint.directory)
         head = checkpoint.spec.head
+        config = transformers.ModernBertConfig(**checkpoint.config)
         if head is not None and head.labels:
             config.num_labels = len(head.labels)
         config._attn_implementation = implementation
-        model_class = getattr(transformers, checkpoint.config["architectures"][0])
-        model = model_class(config)
-        # Read and loaded strictly by PyTorch's own means, not by the exporter's.
-        tensors = {}
-        for file in checkpoint.weights.files:
-            tensors.update({name.replace(COMPILED_PREFIX, ""): t.float() for name, t in load_file(file).items()})
-        if not any(name.startswith("model.") for name in model.state_dict()):
-            tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        model = getattr(transformers, checkpoint.config["architectures"][0])(config)
+        tensors = _state(checkpoint)
         if head is not None and head.tied:
             tensors.setdefault("decoder.weight", tensors["model.embeddings.tok_embeddings.weight"])
         model.load_state_dict(tensors, strict=True)
@@ -118,3 +115,22 @@ class TorchReference:
                 yield
         else:
             yield
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The weights by the names of transformers' module.
+
+    A plain checkpoint is read by PyTorch's own means, not by the exporter's; a merged adapter
+    exists only in the exporter's memory.
+    """
+    if isinstance(checkpoint.weights, MergedWeights):
+        named = {name: torch.from_numpy(array) for name, array in checkpoint.weights.read(checkpoint.weights.names())}
+    else:
+        named = {
+            name.replace(COMPILED_PREFIX, "").removeprefix(WRAPPER_PREFIX): tensor.float()
+            for file in checkpoint.weights.files
+            for name, tensor in load_file(file).items()
+        }
+    if checkpoint.spec.head is None:
+        return named
+    return {name if name.startswith(HEAD_MODULES) else f"{WRAPPER_PREFIX}{name}": t for name, t in named.items()}

@@ -1,0 +1,199 @@
+"""LoRA adapters saved by PEFT, merged into their base model's weights in float32."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbexport.checkpoint.fields import Fields
+from mbexport.checkpoint.weights import FloatArray, Weights, read_tensors
+from mbexport.errors import CheckpointError
+from mbexport.files import read_json
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ARCHITECTURE_OF = {
+    "SEQ_CLS": "ModernBertForSequenceClassification",
+    "TOKEN_CLS": "ModernBertForTokenClassification",
+    "QUESTION_ANS": "ModernBertForQuestionAnswering",
+    "FEATURE_EXTRACTION": "ModernBertModel",
+}
+# Fields that make of the two low-rank matrices something else than B @ A * scale.
+UNSUPPORTED = (
+    "use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "alora_invocation_tokens", "target_parameters",
+    "trainable_token_indices", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+    "velora_config",
+)  # fmt: skip
+# Initialisations that leave the base model's weights as they are.
+PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
+LABEL_FIELDS = ("id2label", "label2id", "num_labels")
+FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter directory: its settings and where its base model is."""
+
+    directory: Path
+    base: Path
+    settings: dict[str, Any]
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory was saved by PEFT."""
+    return (directory / CONFIG).is_file()
+
+
+def read_adapter(directory: Path, base: Path | None) -> Adapter:
+    """An adapter's settings, every kind that cannot be merged exactly refused.
+
+    Args:
+        directory: what PEFT saved.
+        base: the base model's directory; None takes the one that the adapter names.
+
+    Raises:
+        CheckpointError: another kind of adapter, or a base model that is not here.
+    """
+    settings = read_json(directory / CONFIG, CheckpointError)
+    fields = Fields(settings, CONFIG)
+    if settings.get("peft_type") != "LORA":
+        raise fields.wrong("peft_type", "'LORA', the supported kind")
+    if settings.get("bias", "none") != "none":
+        raise fields.wrong("bias", "'none'")
+    for name in UNSUPPORTED:
+        if settings.get(name):
+            raise fields.wrong(name, "none: merge the adapter with PEFT's merge_and_unload and save the result")
+    if settings.get("init_lora_weights") not in PLAIN_INITIALISATIONS:
+        raise fields.wrong("init_lora_weights", "one that leaves the base model's weights as they are")
+    if base is None:
+        named = settings.get("base_model_name_or_path")
+        candidates = [Path(str(named)), directory / str(named)] if named else []
+        base = next((path for path in candidates if (path / "config.json").is_file()), None)
+    if base is None or not (base / "config.json").is_file():
+        named = base or settings.get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{directory} is an adapter of {str(named)!r}, which is no directory here; give it: --base"
+        )
+    return Adapter(directory, base, settings)
+
+
+def adapted_config(adapter: Adapter, base_config: dict[str, Any], classifier_rows: int | None) -> dict[str, Any]:
+    """The config.json of the merged model: the adapter's own, else the base's with the adapter's task.
+
+    Labels of the base are left out where the adapter's classifier has another number of them.
+    """
+    if (adapter.directory / "config.json").is_file():
+        return read_json(adapter.directory / "config.json", CheckpointError)
+    task = adapter.settings.get("task_type")
+    if task is None:
+        return base_config
+    if task not in ARCHITECTURE_OF:
+        raise Fields(adapter.settings, CONFIG).wrong("task_type", f"one of {', '.join(ARCHITECTURE_OF)}")
+    config = base_config | {"architectures": [ARCHITECTURE_OF[task]]}
+    if classifier_rows is not None and len(config.get("id2label") or ()) != classifier_rows:
+        config = {name: value for name, value in config.items() if name not in LABEL_FIELDS}
+    return config
+
+
+class MergedWeights(Weights):
+    """The base model's tensors with an adapter's changes in them.
+
+    Raises:
+        CheckpointError: a tensor of the adapter that does not fit the base.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter.base)
+        self._adapter_file = adapter.directory / TENSORS
+        if not self._adapter_file.is_file():
+            raise CheckpointError(f"{self._adapter_file} is missing; save the adapter with save_pretrained")
+        self._deltas: dict[str, FloatArray] = {}
+        self._replaced: dict[str, FloatArray] = {}
+        factors: dict[str, dict[str, FloatArray]] = {}
+        for name, array in read_tensors(self._adapter_file).items():
+            match = FACTOR.fullmatch(name.removeprefix("base_model.model."))
+            if match:
+                factors.setdefault(match[1], {})[match[2]] = array
+            else:
+                self._replace(name.removeprefix("base_model.model."), array)
+        for module, pair in factors.items():
+            self._deltas[self._target(module)] = _delta(module, pair, adapter.settings)
+        for name, delta in self._deltas.items():
+            if delta.shape != super().shape(name):
+                raise CheckpointError(
+                    f"{self._adapter_file}: the change to {name} has shape {list(delta.shape)}, "
+                    f"the base model's tensor {list(super().shape(name) or ())}"
+                )
+        self.notes.append(f"adapter of {len(self._deltas)} matrices merged into {adapter.base.name}")
+
+    def _target(self, module: str) -> str:
+        name = self.canonical(f"{module}.weight")
+        if super().shape(name) is None:
+            raise CheckpointError(f"{self._adapter_file} changes {name}, which the base model does not have")
+        return name
+
+    def _replace(self, name: str, array: FloatArray) -> None:
+        canonical = self.canonical(name)
+        if "lora_" in name or not name.endswith((".weight", ".bias")):
+            raise CheckpointError(
+                f"{self._adapter_file} holds {name}, which is neither lora_A, lora_B nor a saved module"
+            )
+        self._replaced[canonical] = array
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor of the merged model, None where there is none of that name."""
+        return self._replaced[name].shape if name in self._replaced else super().shape(name)
+
+    def names(self) -> list[str]:
+        """All tensors of the merged model."""
+        return list(dict.fromkeys([*super().names(), *self._replaced]))
+
+    def dtype(self, name: str) -> str:
+        """Element type of a tensor."""
+        return "F32" if name in self._replaced else super().dtype(name)
+
+    def read(self, names: list[str]) -> Iterator[tuple[str, FloatArray]]:
+        """The named tensors of the merged model as float32, one at a time."""
+        for name, array in super().read([name for name in names if name not in self._replaced]):
+            yield name, array + self._deltas[name] if name in self._deltas else array
+        for name in names:
+            if name in self._replaced:
+                yield name, self._replaced[name]
+
+    def sha256(self) -> str:
+        """SHA-256 over the base model's files and the adapter's."""
+        digest = hashlib.sha256(bytes.fromhex(super().sha256()))
+        digest.update(self._adapter_file.read_bytes())
+        return digest.hexdigest()
+
+    def keep_only(self, names: set[str]) -> None:
+        """Forget tensors that the adapter's task does not use, such as another head's."""
+        for name in set(super().names()) - names:
+            self.forget(name)
+
+
+def _delta(module: str, pair: dict[str, FloatArray], settings: dict[str, Any]) -> FloatArray:
+    """B @ A * scale, [out, in]; Hu et al., LoRA, 2021, section 4.1, and rank-stabilised scaling."""
+    if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]:
+        raise CheckpointError(f"{TENSORS}: lora_A and lora_B of {module} do not fit each other")
+    rank = len(pair["A"])
+    alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> float:
+    """The value of the first pattern that ends the module's path, as PEFT matches them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            default = value
+            break
+    if not isinstance(default, (int, float)) or isinstance(default, bool):
+        raise CheckpointError(f"{CONFIG}: lora_alpha of {module} is {default!r:.40}, expected a number")
+    return float(default)
