@@ -100,13 +100,14 @@ def validate(  # noqa: PLR0913 (one parameter an option)
 @click.option(
     "--question", "--query", "question", help="Paired with every TEXT; with multiple choice, TEXTs are its choices."
 )
+@click.option("--prompt", help="Name of a prompt of the model's to put before each TEXT (embeddings).")
 @click.option("--file", "file", type=DIRECTORY, help="Texts from a file (.txt, .jsonl, .json or .csv).")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores to use; default: as ONNX Runtime chooses.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
 @common_options
 def predict(
-    bundle_and_texts: tuple[str, ...], question: str | None, file: Path | None, threads: int | None, as_json: bool,
-    quiet: bool,
+    bundle_and_texts: tuple[str, ...], question: str | None, prompt: str | None, file: Path | None,
+    threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Answer TEXTs, those of --file, or standard input line by line, with a bundle."""
     from mbexport.runtime import load
@@ -123,7 +124,8 @@ def predict(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for chunk in _chunks(texts):
-            for text, answer in zip(chunk, model(chunk), strict=True):
+            answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
+            for text, answer in zip(chunk, answers, strict=True):
                 click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
     for warning in caught:
         note(str(warning.message), quiet=quiet)

@@ -21,7 +21,7 @@ TASKS = (
     "multiple-choice",
     "fill-mask",
 )
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
@@ -82,6 +82,19 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """A sentence-transformers pipeline: what its users set besides the text.
+
+    ``normalized``: vectors have length 1, also after a cut to ``truncate_dim`` numbers.
+    """
+
+    normalized: bool
+    prompts: dict[str, Any]
+    default_prompt: str | None = None
+    truncate_dim: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime needs to know about a bundle besides its files.
 
@@ -98,6 +111,7 @@ class Manifest:
     activation: str = "none"
     pooling: str | None = None
     mask_token: str | None = None
+    sentence: Sentence | None = None
     weights: tuple[WeightsFile, ...] = ()
     graphs: tuple[Graph, ...] = ()
     engines: tuple[Engine, ...] = ()
@@ -146,6 +160,7 @@ def read(bundle: Path) -> Manifest:
         activation=reader.choice("activation", ACTIVATIONS),
         pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
         mask_token=reader.optional_text("mask_token"),
+        sentence=reader.one("sentence", Sentence) if raw.get("sentence") is not None else None,
         weights=reader.many("weights", WeightsFile),
         graphs=reader.many("graphs", Graph),
         engines=reader.many("engines", Engine),
@@ -178,7 +193,7 @@ def check_files(bundle: Path, manifest: Manifest) -> None:
             )
 
 
-Entry = TypeVar("Entry", Source, WeightsFile, Graph, Engine, Check)
+Entry = TypeVar("Entry", Source, Sentence, WeightsFile, Graph, Engine, Check)
 
 
 class _Reader:
@@ -229,9 +244,11 @@ class _Reader:
         return tuple(self._entry(key, item, entry) for item in value)
 
     def _entry(self, key: str, value: object, entry: type[Entry]) -> Entry:
-        types = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
-        wanted = {f.name: types[str(f.type)] for f in dataclasses.fields(entry)}
-        if not isinstance(value, dict) or not all(type(value.get(n)) is t for n, t in wanted.items()):
-            fields = ", ".join(f"{name}: {kind.__name__}" for name, kind in wanted.items())
+        types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,)}
+        types |= {"str | None": (str, type(None)), "int | None": (int, type(None))}
+        wanted = {f.name: str(f.type) for f in dataclasses.fields(entry)}
+        if not isinstance(value, dict) or not all(type(value.get(n)) in types[t] for n, t in wanted.items()):
+            fields = ", ".join(f"{name}: {kind}" for name, kind in wanted.items())
             raise self._wrong(key, f"entries of {{{fields}}}")
-        return entry(**{name: value[name] for name in wanted})
+        taken: dict[str, Any] = {name: value.get(name) for name in wanted}
+        return entry(**taken)

@@ -12,6 +12,7 @@ EXTRA_OF = {
     "ml_dtypes": "export",
     "torch": "validate",
     "transformers": "validate",
+    "sentence_transformers": "sentence",
 }
 
 

@@ -30,7 +30,8 @@ def answer_text(text: Any, answer: Any, task: str) -> str:
 
 def _shown(answer: Any, task: str) -> str:
     if task == "feature-extraction":
-        return f"[{' '.join(f'{value:.4f}' for value in answer[:4])} ...] {answer.size} numbers"
+        first = answer.reshape(-1)[:4]
+        return f"[{' '.join(f'{value:.4f}' for value in first)} ...] {'x'.join(map(str, answer.shape))} numbers"
     if task == "token-classification":
         found = [f"{e['score']:.4f} {e['entity_group']} {e['word']!r} [{e['start']}:{e['end']}]" for e in answer]
         return "  ".join(found) or "-"

@@ -16,7 +16,7 @@ from mbexport.errors import BundleError
 from mbexport.files import Progress, new_directory, no_progress, sha256, write_atomically
 from mbexport.graph.builder import OPSET
 from mbexport.graph.encoder import build_graph
-from mbexport.manifest import FILE_NAME, Graph, Manifest, Source, WeightsFile, write
+from mbexport.manifest import FILE_NAME, Graph, Manifest, Sentence, Source, WeightsFile, write
 from mbexport.version import __version__
 
 GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
@@ -30,6 +30,9 @@ CARRIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
 SPARE_BYTES = 16 * 2**20  # graphs, tokenizer and manifest beside the weights
 
@@ -80,6 +83,9 @@ def write_bundle(
         for name in CARRIED:
             if source := checkpoint.file(name):
                 shutil.copyfile(source, directory / name)
+        for folder in checkpoint.spec.sentence.folders if checkpoint.spec.sentence else ():
+            if (checkpoint.directory / folder).is_dir():
+                shutil.copytree(checkpoint.directory / folder, directory / folder)
         if len(checkpoint.directories) > 1:  # a merged adapter: its base's config.json is another model's
             write_atomically(directory / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
         manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
@@ -111,7 +117,10 @@ def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:
 def _manifest(
     checkpoint: Checkpoint, source_hash: str, weights_file: WeightsFile, graphs: tuple[Graph, ...]
 ) -> Manifest:
-    head = checkpoint.spec.head
+    head, pipeline = checkpoint.spec.head, checkpoint.spec.sentence
+    sentence = None
+    if pipeline is not None:
+        sentence = Sentence(pipeline.normalized, dict(pipeline.prompts), pipeline.default_prompt, pipeline.truncate_dim)
     return Manifest(
         source=Source(checkpoint.directory.resolve().name, source_hash),
         task=checkpoint.spec.task,
@@ -120,7 +129,8 @@ def _manifest(
         labels=head.labels or None if head else None,
         problem_type=head.problem_type if head else None,
         activation=head.score_function if head else "none",
-        pooling=head.pooling if head else "mean",
+        pooling=head.pooling if head else pipeline.pooling if pipeline else "mean",
+        sentence=sentence,
         weights=(weights_file,),
         graphs=graphs,
         notes=checkpoint.notes,

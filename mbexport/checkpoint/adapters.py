@@ -114,57 +114,40 @@ class MergedWeights(Weights):
         if not self._adapter_file.is_file():
             raise CheckpointError(f"{self._adapter_file} is missing; save the adapter with save_pretrained")
         self._deltas: dict[str, FloatArray] = {}
-        self._replaced: dict[str, FloatArray] = {}
         factors: dict[str, dict[str, FloatArray]] = {}
         for name, array in read_tensors(self._adapter_file).items():
             match = FACTOR.fullmatch(name.removeprefix("base_model.model."))
             if match:
                 factors.setdefault(match[1], {})[match[2]] = array
             else:
-                self._replace(name.removeprefix("base_model.model."), array)
+                self._give_module(name.removeprefix("base_model.model."), array)
         for module, pair in factors.items():
             self._deltas[self._target(module)] = _delta(module, pair, adapter.settings)
         for name, delta in self._deltas.items():
-            if delta.shape != super().shape(name):
+            if delta.shape != self.shape(name):
                 raise CheckpointError(
                     f"{self._adapter_file}: the change to {name} has shape {list(delta.shape)}, "
-                    f"the base model's tensor {list(super().shape(name) or ())}"
+                    f"the base model's tensor {list(self.shape(name) or ())}"
                 )
         self.notes.append(f"adapter of {len(self._deltas)} matrices merged into {adapter.base.name}")
 
     def _target(self, module: str) -> str:
         name = self.canonical(f"{module}.weight")
-        if super().shape(name) is None:
+        if self.shape(name) is None:
             raise CheckpointError(f"{self._adapter_file} changes {name}, which the base model does not have")
         return name
 
-    def _replace(self, name: str, array: FloatArray) -> None:
-        canonical = self.canonical(name)
+    def _give_module(self, name: str, array: FloatArray) -> None:
         if "lora_" in name or not name.endswith((".weight", ".bias")):
             raise CheckpointError(
                 f"{self._adapter_file} holds {name}, which is neither lora_A, lora_B nor a saved module"
             )
-        self._replaced[canonical] = array
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor of the merged model, None where there is none of that name."""
-        return self._replaced[name].shape if name in self._replaced else super().shape(name)
-
-    def names(self) -> list[str]:
-        """All tensors of the merged model."""
-        return list(dict.fromkeys([*super().names(), *self._replaced]))
-
-    def dtype(self, name: str) -> str:
-        """Element type of a tensor."""
-        return "F32" if name in self._replaced else super().dtype(name)
+        self.give(self.canonical(name), array)
 
     def read(self, names: list[str]) -> Iterator[tuple[str, FloatArray]]:
         """The named tensors of the merged model as float32, one at a time."""
-        for name, array in super().read([name for name in names if name not in self._replaced]):
+        for name, array in super().read(names):
             yield name, array + self._deltas[name] if name in self._deltas else array
-        for name in names:
-            if name in self._replaced:
-                yield name, self._replaced[name]
 
     def sha256(self) -> str:
         """SHA-256 over the base model's files and the adapter's."""
@@ -174,7 +157,7 @@ class MergedWeights(Weights):
 
     def keep_only(self, names: set[str]) -> None:
         """Forget tensors that the adapter's task does not use, such as another head's."""
-        for name in set(super().names()) - names:
+        for name in set(self.names()) - names:
             self.forget(name)
 
 

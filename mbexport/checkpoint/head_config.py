@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from mbexport.checkpoint.fields import Fields
 from mbexport.errors import CheckpointError
-from mbexport.manifest import POOLINGS
 
 # Activation names of transformers' ACT2FN, and the function each stands for.
 ACTIVATIONS = {
@@ -23,6 +22,7 @@ ACTIVATIONS = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
 }
+POOLINGS = ("cls", "mean")  # of classifiers
 # Architecture (as config.json names it) to task (as transformers' pipelines name it).
 TASK_OF = {
     "ModernBertModel": "feature-extraction",

@@ -10,8 +10,9 @@ from typing import Any
 from mbexport.checkpoint.adapters import MergedWeights, adapted_config, is_adapter, read_adapter
 from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import parse_task
+from mbexport.checkpoint.sentence_config import MODULES, DenseSpec, parse_sentence, read_modules
 from mbexport.checkpoint.spec import ModelSpec, parse_config
-from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors
+from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors, read_tensors
 from mbexport.errors import CheckpointError
 from mbexport.files import read_json
 
@@ -78,13 +79,14 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
     """Hold configuration, weights and tokenizer against each other."""
     shape = weights.shape("classifier.weight")
     spec, notes = parse_config(config, shape[0] if shape else None)
+    spec = _with_sentence(directories[0], spec, weights)
     if spec.head is not None and spec.head.tied:
         weights.drop_tied(f"{spec.head.last_layer}.weight", EMBEDDINGS)
     expected = expected_tensors(spec)
     if isinstance(weights, MergedWeights):
         weights.keep_only(set(expected))
     weights.require(expected)
-    if spec.head is None:
+    if spec.head is None and spec.sentence is None:
         notes.append("a bare encoder states no pooling: embed() takes the mean over a text's tokens")
     checkpoint = Checkpoint(directories, config, spec, weights, spec.max_positions, None, ())
     if checkpoint.file(TOKENIZER) is None:
@@ -102,8 +104,32 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
     )
 
 
+def _with_sentence(directory: Path, spec: ModelSpec, weights: Weights) -> ModelSpec:
+    """The model with the sentence-transformers pipeline that follows it, where there is one."""
+    modules = read_modules(directory)
+    if modules is None:
+        return spec
+    if spec.head is not None:
+        raise CheckpointError(
+            f"{directory / MODULES} lists modules after a {spec.task} head, expected a bare ModernBertModel"
+        )
+    sentence = parse_sentence(directory, modules, spec.hidden_size)
+    for step in sentence.steps:
+        if isinstance(step, DenseSpec):
+            file = directory / step.folder / "model.safetensors"
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{file} is missing; save the model again as safetensors (a pickle is never opened)"
+                )
+            for name, array in read_tensors(file).items():
+                weights.give(f"{step.folder}.{name}", array)
+    return dataclasses.replace(spec, sentence=sentence)
+
+
 def _max_length(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:
     """Tokens per text: what the tokenizer states, at most max_position_embeddings."""
+    if spec.sentence is not None and spec.sentence.max_length is not None:
+        return min(spec.sentence.max_length, spec.max_positions)
     stated = tokenizer_config.get("model_max_length")
     # transformers writes 1e30 where a tokenizer has no limit of its own.
     if not isinstance(stated, (int, float)) or not 1 <= stated <= spec.max_positions:

@@ -13,6 +13,7 @@ from typing import Any
 from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import HeadSpec, parse_activation, parse_head, parse_task
 from mbexport.checkpoint.rope_config import GLOBAL, LOCAL, RopeSpec, parse_ropes
+from mbexport.checkpoint.sentence_config import SentenceSpec
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ModelSpec:
     attention_bias: bool
     mlp_bias: bool
     head: HeadSpec | None
+    sentence: SentenceSpec | None = None
 
     @property
     def num_layers(self) -> int:

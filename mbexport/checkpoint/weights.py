@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.checkpoint.sentence_config import DenseSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import CheckpointError
 from mbexport.files import read_json
@@ -55,6 +56,9 @@ def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
         linear(f"layers.{layer}.mlp.Wi", 2 * inner, hidden, spec.mlp_bias)
         linear(f"layers.{layer}.mlp.Wo", hidden, inner, spec.mlp_bias)
     norm("final_norm")
+    for step in spec.sentence.steps if spec.sentence else ():
+        if isinstance(step, DenseSpec):
+            linear(f"{step.folder}.linear", step.outputs, step.inputs, step.bias)
     if spec.head is not None:
         linear("head.dense", hidden, hidden, spec.head.bias)
         norm("head.norm")
@@ -93,6 +97,7 @@ class Weights:
         self.notes: list[str] = []
         self.files = _weight_files(directory)
         self._tensors: dict[str, StoredTensor] = {}
+        self._given: dict[str, FloatArray] = {}
         for file in self.files:
             for name, tensor in _read_header(file).items():
                 self._add(self.canonical(name), tensor)
@@ -106,15 +111,20 @@ class Weights:
 
     def names(self) -> list[str]:
         """All tensors there are."""
-        return list(self._tensors)
+        return list(dict.fromkeys([*self._tensors, *self._given]))
 
     def dtype(self, name: str) -> str:
         """Element type of a tensor, as safetensors names it."""
-        return self._tensors[name].dtype
+        return "F32" if name in self._given else self._tensors[name].dtype
+
+    def give(self, name: str, array: FloatArray) -> None:
+        """Take a tensor from elsewhere; it stands in for a stored one of its name."""
+        self._given[name] = array
 
     def forget(self, name: str) -> None:
         """Leave a tensor out of all that follows."""
-        del self._tensors[name]
+        self._tensors.pop(name, None)
+        self._given.pop(name, None)
 
     def _add(self, name: str, tensor: StoredTensor) -> None:
         if name in self._tensors:
@@ -123,6 +133,8 @@ class Weights:
 
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor, None where there is none of that name."""
+        if name in self._given:
+            return self._given[name].shape
         tensor = self._tensors.get(name)
         return None if tensor is None else tensor.shape
 
@@ -168,18 +180,19 @@ class Weights:
             )
 
     def read(self, names: list[str]) -> Iterator[tuple[str, FloatArray]]:
-        """The named tensors as float32, one at a time, each file opened once.
+        """The named tensors as float32, one at a time, given ones first, each file opened once.
 
         Raises:
             CheckpointError: a tensor holds NaN or infinity.
         """
         from safetensors import safe_open
 
+        yield from ((name, self._given[name]) for name in names if name in self._given)
         for file in self.files:
             with safe_open(file, framework="np") as stream:
                 for name in names:
-                    tensor = self._tensors[name]
-                    if tensor.file == file:
+                    tensor = self._tensors.get(name)
+                    if tensor is not None and tensor.file == file and name not in self._given:
                         yield name, _finite_float32(file, name, stream.get_tensor(tensor.stored_name))
 
     def fp32_bytes(self) -> int:

@@ -1,8 +1,7 @@
-"""What stands on the encoder: pooling, the prediction head, the last layer, the outputs."""
+"""What stands on the encoder: the prediction head, the last layer, the outputs."""
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.head_config import HeadSpec
@@ -10,6 +9,8 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import Dim, GraphBuilder
 from mbexport.graph.layers import activation, layer_norm, linear
+from mbexport.graph.pooling import pool
+from mbexport.graph.sentence import add_sentence_outputs
 
 TOKENS: list[Dim] = ["batch", "sequence"]
 
@@ -24,7 +25,9 @@ def add_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value, attention_mask:
         attention_mask: bool [batch, sequence].
     """
     head = spec.head
-    if head is None:
+    if spec.sentence is not None:
+        add_sentence_outputs(b, spec.sentence, hidden, attention_mask, spec.hidden_size)
+    elif head is None:
         b.output(hidden, "last_hidden_state", ir.DataType.FLOAT, [*TOKENS, spec.hidden_size])
     elif head.task == "question-answering":
         logits = _predict(b, spec, head, hidden)  # [batch, sequence, 2]
@@ -35,7 +38,9 @@ def add_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value, attention_mask:
         b.output(_predict(b, spec, head, hidden), "logits", ir.DataType.FLOAT, [*TOKENS, head.outputs])
     else:
         with b.scope("head"):
-            pooled = _pool(b, head, hidden, attention_mask)
+            # Classifiers take the first position, be it padding or not; choices the first real token.
+            first = "cls" if head.task == "multiple-choice" else "first_position"
+            pooled = pool(b, hidden, attention_mask, first if head.pooling == "cls" else head.pooling)
         b.output(_predict(b, spec, head, pooled), "logits", ir.DataType.FLOAT, ["batch", head.outputs])
 
 
@@ -72,26 +77,3 @@ def _tied_linear(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) 
     logits = b.op("Gemm", *operands, name="tied", transB=1)
     leading = b.op("Shape", x, name="leading", start=0, end=-1)
     return b.op("Reshape", logits, b.op("Concat", leading, b.ints(-1), name="shape", axis=0), name="logits")
-
-
-def _pool(b: GraphBuilder, head: HeadSpec, hidden: ir.Value, attention_mask: ir.Value) -> ir.Value:
-    """hidden [batch, sequence, hidden] -> [batch, hidden], as transformers pools for the task."""
-    if head.pooling == "mean":
-        return mean_pool(b, hidden, attention_mask)
-    if head.task != "multiple-choice":
-        # The first position, be it padding or not.
-        return b.op("Gather", hidden, b.constant("zero", np.int64(0)), name="first_position", axis=1)
-    # The first real token.
-    places = b.op("ArgMax", b.op("Cast", attention_mask, name="token_numbers", to=ir.DataType.INT32), name="first_real",
-                  axis=1, keepdims=1)  # fmt: skip
-    return b.op("GatherND", hidden, places, name="first_token", batch_dims=1)
-
-
-def mean_pool(b: GraphBuilder, hidden: ir.Value, attention_mask: ir.Value) -> ir.Value:
-    """Mean over the real tokens, [batch, hidden]; a row that is all padding gives zeros."""
-    weights = b.op("Cast", attention_mask, name="token_weights", to=ir.DataType.FLOAT)
-    count = b.op("ReduceSum", weights, b.ints(1), name="token_count", keepdims=1)  # [batch, 1]
-    count = b.op("Max", count, b.constant("one_float", np.float32(1)), name="token_count_safe")
-    column = b.op("Unsqueeze", weights, b.ints(2), name="token_weights_column")
-    total = b.op("ReduceSum", b.op("Mul", hidden, column, name="real_tokens"), b.ints(1), name="token_sum", keepdims=0)
-    return b.op("Div", total, count, name="mean")

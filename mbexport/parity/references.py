@@ -18,6 +18,7 @@ from mbexport.checkpoint.adapters import MergedWeights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.weights import COMPILED_PREFIX, WRAPPER_PREFIX
 from mbexport.errors import InputError
+from mbexport.optional import require
 from mbexport.options import REFERENCES
 from mbexport.parity.samples import Case, IntArray
 
@@ -56,6 +57,10 @@ class TorchReference:
         self.is_half = implementation == "flash_attention_2"
         self._device = "cuda" if self.is_half else "cpu"
         self._task = checkpoint.spec.task
+        self._sentence = checkpoint.spec.sentence
+        if self._sentence is not None:
+            self._model: Any = _sentence_transformer(checkpoint, implementation, self._device)
+            return
         head = checkpoint.spec.head
         config = transformers.ModernBertConfig(**checkpoint.config)
         if head is not None and head.labels:
@@ -66,7 +71,7 @@ class TorchReference:
         if head is not None and head.tied:
             tensors.setdefault("decoder.weight", tensors["model.embeddings.tok_embeddings.weight"])
         model.load_state_dict(tensors, strict=True)
-        self._model: Any = model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
+        self._model = model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
 
     @property
     def description(self) -> str:
@@ -93,6 +98,11 @@ class TorchReference:
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: IntArray | None) -> Any:
         model = self._model
+        if self._sentence is not None:
+            features = model({"input_ids": ids, "attention_mask": mask})
+            if places is None:
+                return features["sentence_embedding"]
+            return features["token_embeddings"].flatten(0, 1)[torch.from_numpy(places).to(self._device)]
         if self._task == "multiple-choice":  # one choice of each question
             return model(input_ids=ids[:, None], attention_mask=mask[:, None]).logits
         if places is None:
@@ -134,3 +144,15 @@ def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if checkpoint.spec.head is None:
         return named
     return {name if name.startswith(HEAD_MODULES) else f"{WRAPPER_PREFIX}{name}": t for name, t in named.items()}
+
+
+def _sentence_transformer(checkpoint: Checkpoint, implementation: str, device: str) -> Any:
+    """The whole pipeline as sentence-transformers runs it."""
+    require("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+
+    dtype = torch.float16 if implementation == "flash_attention_2" else torch.float32
+    settings = {"attn_implementation": implementation, "torch_dtype": dtype}
+    return SentenceTransformer(
+        str(checkpoint.directory), device=device, model_kwargs=settings, local_files_only=True
+    ).eval()

@@ -79,7 +79,8 @@ Runner = Callable[[Case, IntArray | None], FloatArray]
 
 def _places(case: Case, spec: ModelSpec) -> IntArray | None:
     """The tokens whose outputs are compared; None where outputs belong to whole texts."""
-    if spec.head is not None and spec.head.pooling is not None:
+    stage = spec.sentence or spec.head
+    if stage is not None and stage.pooling is not None:
         return None
     return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)
 
@@ -96,7 +97,10 @@ def _graph_runner(bundle: Path, graph: Graph) -> Runner:
     def run(case: Case, places: IntArray | None) -> FloatArray:
         if graph.selects_tokens:
             return backend.run(case.input_ids, case.attention_mask, places)["logits"]
-        outputs = list(backend.run(case.input_ids, case.attention_mask).values())
+        by_name = backend.run(case.input_ids, case.attention_mask)
+        if "sentence_embedding" in by_name:
+            return by_name["sentence_embedding"]
+        outputs = list(by_name.values())
         values = np.stack(outputs, axis=-1) if len(outputs) == 2 else outputs[0]  # starts and ends of spans
         return values if places is None else values.reshape(-1, values.shape[-1])[places]
 

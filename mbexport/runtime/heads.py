@@ -62,6 +62,12 @@ def top_tokens(logits: FloatArray, count: int, decode: Callable[[int], str]) -> 
     return [{"token": int(n), "token_str": decode(int(n)), "score": float(values[n])} for n in best]
 
 
+def normalized(vectors: FloatArray) -> FloatArray:
+    """Vectors [..., size] brought to length 1."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
 def pool(hidden: FloatArray, pooling: str) -> FloatArray:
     """Token vectors of a text without padding, [tokens, hidden], to one vector [hidden]."""
     return np.asarray(hidden[0] if pooling == "cls" else hidden.mean(axis=0, dtype=np.float32), dtype=np.float32)

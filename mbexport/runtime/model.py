@@ -16,7 +16,7 @@ from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.entities import entities
-from mbexport.runtime.heads import FloatArray, choice, classification, pool, top_tokens
+from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
 from mbexport.runtime.schedule import group_by_length
 from mbexport.runtime.spans import best_span
 from mbexport.runtime.text import Encoded, TextEncoder
@@ -61,7 +61,8 @@ class Model:
             ``{"entity_group", "score", "word", "start", "end"}``; question answering
             ``{"answer", "score", "start", "end"}``; multiple choice ``{"label", "score",
             "choice", "scores"}``; fill-mask, for each mask, a list of ``{"token",
-            "token_str", "score"}``; a bare encoder a float32 vector [hidden].
+            "token_str", "score"}``; an encoder a float32 vector [size], or without pooling
+            one per token, [tokens, size].
 
         Raises:
             InputError: an item is no text, or not what the task takes.
@@ -70,22 +71,11 @@ class Model:
         task = self.manifest.task
         if task == "text-classification":
             return [classification(row, self.manifest) for row in self.logits(texts)]
-        if task == "feature-extraction":
-            return list(self.embed(texts))
         if task == "multiple-choice":
             return self._choose(texts)
-        _require_items(texts)
-        if task == "question-answering" and not all(isinstance(text, tuple) for text in texts):
-            raise InputError("question answering takes pairs: [(question, context), ...]")
-        encoded = self._encode(texts)
-        rows = zip(texts, encoded, self._outputs(encoded), strict=True)
-        if task == "question-answering":
-            return [best_span(out["start_logits"], out["end_logits"], item, text[1]) for text, item, out in rows]
-        if task == "fill-mask":
-            decode = self._encoder.decode
-            return [[top_tokens(row, TOP_TOKENS, decode) for row in out["logits"]] for _, _, out in rows]
-        labels = self.manifest.labels or ()
-        return [entities(out["logits"], item, _first(text), labels) for text, item, out in rows]
+        if task == "feature-extraction" and self.manifest.pooling is not None:
+            return list(self.embed(texts))
+        return self._answer_tokens(texts)
 
     def logits(self, texts: Sequence[Text]) -> FloatArray:
         """Raw outputs of a text classifier, float32 [texts, labels].
@@ -99,18 +89,52 @@ class Model:
         rows = [output["logits"] for output in self.outputs(texts)]
         return np.stack(rows) if rows else np.empty((0, self._backend.width("logits")), np.float32)
 
-    def embed(self, texts: Sequence[Text]) -> FloatArray:
-        """One vector per text, float32 [texts, hidden], pooled as the manifest says.
+    def embed(
+        self, texts: Sequence[Text], prompt_name: str | None = None, truncate_dim: int | None = None
+    ) -> FloatArray:
+        """One vector per text, float32 [texts, size], pooled as the manifest says.
+
+        Args:
+            texts: the texts.
+            prompt_name: of a prompt of the model's to put before each text; None takes its
+                default, if it has one.
+            truncate_dim: keep that many numbers of a vector (Matryoshka), brought back to
+                length 1 where the model's vectors have it; None takes the model's own setting.
 
         Raises:
-            InputError: the model is no encoder, or an item is no text.
+            InputError: the model has no vectors of texts, no such prompt, or an item is no text.
             BackendError: the forward pass failed.
         """
-        if self.manifest.task != "feature-extraction":
-            raise InputError(f"a {self.manifest.task} bundle has no embeddings; call the model, or use outputs()")
-        name, pooling = "last_hidden_state", str(self.manifest.pooling)
-        rows = [pool(output[name], pooling) for output in self.outputs(texts)]
-        return np.stack(rows) if rows else np.empty((0, self._backend.width(name)), np.float32)
+        manifest = self.manifest
+        if manifest.task != "feature-extraction" or manifest.pooling is None:
+            raise InputError(f"a {manifest.task} bundle without pooling has no embeddings of texts; use outputs()")
+        _require_items(texts)
+        rows = self.outputs(self._with_prompt(texts, prompt_name))
+        if manifest.sentence is None:
+            name, pooling = "last_hidden_state", manifest.pooling
+            vectors = [pool(output[name], pooling) for output in rows]
+        else:
+            name = "sentence_embedding"
+            vectors = [output[name] for output in rows]
+        stacked = np.stack(vectors) if vectors else np.empty((0, self._backend.width(name)), np.float32)
+        return self._truncate(stacked, truncate_dim)
+
+    def _with_prompt(self, texts: Sequence[Text], name: str | None) -> Sequence[Text]:
+        sentence = self.manifest.sentence
+        prompts = sentence.prompts if sentence else {}
+        name = name or (sentence.default_prompt if sentence else None)
+        if name is None:
+            return texts
+        if name not in prompts:
+            raise InputError(f"there is no prompt {name!r}; the model has {', '.join(prompts) or 'none'}")
+        return [prompts[name] + text if isinstance(text, str) else text for text in texts]
+
+    def _truncate(self, vectors: FloatArray, size: int | None) -> FloatArray:
+        sentence = self.manifest.sentence
+        size = size or (sentence.truncate_dim if sentence else None)
+        if size is None or size >= vectors.shape[1]:
+            return vectors
+        return normalized(vectors[:, :size]) if sentence and sentence.normalized else vectors[:, :size]
 
     def outputs(self, texts: Sequence[Text]) -> list[dict[str, FloatArray]]:
         """The graph's outputs for each text, by name, without a batch axis.
@@ -123,6 +147,25 @@ class Model:
         """
         _require_items(texts)
         return self._outputs(self._encode(texts))
+
+    def _answer_tokens(self, texts: Sequence[Text]) -> list[Any]:
+        """Answers of the tasks whose outputs belong to tokens."""
+        task, labels, decode = self.manifest.task, self.manifest.labels or (), self._encoder.decode
+        _require_items(texts)
+        if task == "question-answering" and not all(isinstance(text, tuple) for text in texts):
+            raise InputError("question answering takes pairs: [(question, context), ...]")
+        encoded = self._encode(texts)
+        answers: list[Any] = []
+        for text, item, output in zip(texts, encoded, self._outputs(encoded), strict=True):
+            if task == "question-answering":
+                answers.append(best_span(output["start_logits"], output["end_logits"], item, text[1]))
+            elif task == "fill-mask":
+                answers.append([top_tokens(row, TOP_TOKENS, decode) for row in output["logits"]])
+            elif task == "token-classification":
+                answers.append(entities(output["logits"], item, text if isinstance(text, str) else text[0], labels))
+            else:
+                answers.append(output["token_embeddings"])
+        return answers
 
     def _choose(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
         _require_items(items)
@@ -179,10 +222,6 @@ class Model:
 def _require_items(texts: object) -> None:
     if isinstance(texts, str):
         raise InputError("texts is one str, expected a list of texts: [text]")
-
-
-def _first(text: Text) -> str:
-    return text if isinstance(text, str) else text[0]
 
 
 def load(

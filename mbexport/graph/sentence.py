@@ -1,0 +1,57 @@
+"""The steps of a sentence-transformers pipeline: dense layers, pooling, normalization."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS, DenseSpec, NormalizeSpec, SentenceSpec
+from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.layers import activation, linear
+from mbexport.graph.pooling import pool
+
+SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize's eps
+
+
+def add_sentence_outputs(
+    b: GraphBuilder, sentence: SentenceSpec, hidden: ir.Value, attention_mask: ir.Value, size: int
+) -> None:
+    """Declare ``token_embeddings`` and, where there is a pooling, ``sentence_embedding``.
+
+    Args:
+        b: the graph.
+        sentence: the pipeline.
+        hidden: the encoder's vectors, [batch, sequence, size].
+        attention_mask: bool [batch, sequence].
+        size: of the encoder's vectors.
+    """
+    tokens = hidden
+    for step in sentence.steps:
+        if step.on == TOKENS:
+            tokens = _step(b, tokens, step)
+    width = sentence.width(size, TOKENS)
+    if sentence.pooling is None:
+        b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
+        return
+    vector = pool(b, tokens, attention_mask, sentence.pooling)
+    for step in sentence.steps:
+        if step.on == SENTENCE:
+            vector = _step(b, vector, step)
+    b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
+    b.output(vector, SENTENCE, ir.DataType.FLOAT, ["batch", sentence.width(size, SENTENCE)])
+
+
+def _step(b: GraphBuilder, x: ir.Value, step: DenseSpec | NormalizeSpec) -> ir.Value:
+    """x [..., width] -> [..., width of the step]."""
+    if isinstance(step, DenseSpec):
+        with b.scope(step.folder):
+            y = linear(b, x, f"{step.folder}.linear")
+            return y if step.activation == "identity" else activation(b, y, step.activation)
+    with b.scope(f"normalize_{step.on}"):
+        norm = b.op("ReduceL2", x, b.ints(-1), name="norm", keepdims=1)
+        return b.op(
+            "Div",
+            x,
+            b.op("Max", norm, b.constant("smallest_norm", np.float32(SMALLEST_NORM)), name="safe"),
+            name="unit",
+        )
