@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow lint bench-export clean
+.PHONY: demo test test-slow interop lint bench-export clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -16,10 +16,13 @@ demo: .venv-demo/ready
 	.venv-demo/bin/mbexport inspect $(BUNDLE)
 
 test: lint
-	.venv-test/bin/python -m pytest -m "not slow"
+	.venv-test/bin/python -m pytest -m "not slow and not interop"
 
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
+
+interop: .venv-test/ready .venv-optimum/ready build/node/ready
+	.venv-test/bin/python -m pytest -m interop
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
@@ -45,7 +48,14 @@ bench-export: .venv-demo/ready .venv-optimum/ready
 .venv-optimum/ready:
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-optimum/bin/pip install --quiet --disable-pip-version-check optimum-onnx==0.1.0 onnxruntime
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check optimum-onnx==0.1.0 onnxruntime \
+	    "transformers<4.58" "sentence-transformers<6" openvino
+	@touch $@
+
+# No install scripts: the one of its ONNX Runtime downloads a CUDA build that is not needed.
+build/node/ready:
+	mkdir -p build/node
+	npm install --silent --ignore-scripts --no-fund --no-audit --prefix build/node @huggingface/transformers@4
 	@touch $@
 
 clean:

@@ -47,7 +47,10 @@ def test_bundle_holds_what_the_contract_lists(example_bundle: Path) -> None:
     for entry in (*raw["graphs"], *raw["weights"]):
         digest = hashlib.sha256((example_bundle / entry["file"]).read_bytes()).hexdigest()
         assert digest == entry["sha256"]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    config = json.loads((example_bundle / "config.json").read_text())
+    assert config.pop("transformers.js_config") == {"use_external_data_format": {"model.onnx": 1}}
+    assert config == json.loads((EXAMPLE / "config.json").read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (example_bundle / name).read_bytes() == (EXAMPLE / name).read_bytes()
 
 

@@ -49,9 +49,9 @@ def test_no_padding_is_ever_computed(example_bundle: Path, monkeypatch: pytest.M
     masks: list[np.ndarray] = []
     real_run = OnnxRuntimeBackend.run
 
-    def recording_run(self: OnnxRuntimeBackend, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    def recording_run(self: OnnxRuntimeBackend, ids: np.ndarray, mask: np.ndarray, **rest: object) -> object:
         masks.append(mask)
-        return real_run(self, ids, mask)
+        return real_run(self, ids, mask, **rest)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run", recording_run)
     load(example_bundle)(TEXTS)

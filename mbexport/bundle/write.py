@@ -22,9 +22,9 @@ from mbexport.version import __version__
 GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
 SELECTING_FILE = "onnx/model_ort_selected.onnx"
 DATA_FILE = "onnx/model.onnx_data"
+EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of DATA_FILE
 # Files of a checkpoint that a bundle carries along, where they are there.
 CARRIED = (
-    "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -86,8 +86,8 @@ def write_bundle(
         for folder in checkpoint.spec.sentence.folders if checkpoint.spec.sentence else ():
             if (checkpoint.directory / folder).is_dir():
                 shutil.copytree(checkpoint.directory / folder, directory / folder)
-        if len(checkpoint.directories) > 1:  # a merged adapter: its base's config.json is another model's
-            write_atomically(directory / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
+        config = checkpoint.config | {"transformers.js_config": {"use_external_data_format": EXTERNAL_DATA}}
+        write_atomically(directory / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
         write(manifest, directory)
     return manifest

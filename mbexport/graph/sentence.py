@@ -18,6 +18,9 @@ def add_sentence_outputs(
 ) -> None:
     """Declare ``token_embeddings`` and, where there is a pooling, ``sentence_embedding``.
 
+    ``last_hidden_state``, the encoder's own vectors, is there too: tools that run the later
+    steps themselves, such as sentence-transformers over optimum, ask for it.
+
     Args:
         b: the graph.
         sentence: the pipeline.
@@ -25,6 +28,8 @@ def add_sentence_outputs(
         attention_mask: bool [batch, sequence].
         size: of the encoder's vectors.
     """
+    encoded = b.op("Identity", hidden, name="encoded")
+    b.output(encoded, "last_hidden_state", ir.DataType.FLOAT, ["batch", "sequence", size])
     tokens = hidden
     for step in sentence.steps:
         if step.on == TOKENS:

@@ -66,7 +66,7 @@ def run_validation(
 
     parities = []
     for graph in manifest.graphs:
-        run = _graph_runner(bundle, graph)
+        run = _graph_runner(bundle, graph, checkpoint.spec)
         found = [done.after(case, places[n], run, graph.file) for n, case in enumerate(cases)]
         parities.append(compare(graph.file, cases, places, expected, found, predicts=predicts, reference_error=error))
     report = ParityReport(all(parity.passed for parity in parities), description, described, tuple(parities))
@@ -91,16 +91,16 @@ def _predicts(spec: ModelSpec) -> str | None:
     return "outputs" if spec.head is not None and spec.head.outputs > 1 else None
 
 
-def _graph_runner(bundle: Path, graph: Graph) -> Runner:
+def _graph_runner(bundle: Path, graph: Graph, spec: ModelSpec) -> Runner:
     backend = OnnxRuntimeBackend(bundle / graph.file)
+    wanted = None
+    if spec.sentence is not None:
+        wanted = ["token_embeddings" if spec.sentence.pooling is None else "sentence_embedding"]
 
     def run(case: Case, places: IntArray | None) -> FloatArray:
         if graph.selects_tokens:
             return backend.run(case.input_ids, case.attention_mask, places)["logits"]
-        by_name = backend.run(case.input_ids, case.attention_mask)
-        if "sentence_embedding" in by_name:
-            return by_name["sentence_embedding"]
-        outputs = list(by_name.values())
+        outputs = list(backend.run(case.input_ids, case.attention_mask, wanted=wanted).values())
         values = np.stack(outputs, axis=-1) if len(outputs) == 2 else outputs[0]  # starts and ends of spans
         return values if places is None else values.reshape(-1, values.shape[-1])[places]
 

@@ -46,6 +46,7 @@ class Model:
         self._encoder = encoder
         self._backend = backend
         self._lock = threading.Lock()
+        self._wanted = _wanted_outputs(manifest)
         self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
     def __call__(self, texts: Sequence[Any]) -> list[Any]:
@@ -139,7 +140,8 @@ class Model:
     def outputs(self, texts: Sequence[Text]) -> list[dict[str, FloatArray]]:
         """The graph's outputs for each text, by name, without a batch axis.
 
-        For fill-mask, ``logits`` [masks, vocabulary] of the masks only.
+        For fill-mask, ``logits`` [masks, vocabulary] of the masks only; of a sentence-transformers
+        pipeline ``sentence_embedding``, or without pooling ``token_embeddings``.
 
         Raises:
             InputError: an item is no text, or has no mask where one is to be filled.
@@ -195,7 +197,7 @@ class Model:
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]], group: Sequence[int]) -> list[dict[str, FloatArray]]:
         """One forward pass, ids [batch, tokens]; ``group`` names the texts for errors."""
         if self._mask_id is None:
-            outputs = self._backend.run(ids, np.ones_like(ids))
+            outputs = self._backend.run(ids, np.ones_like(ids), wanted=self._wanted)
             return [{name: values[row] for name, values in outputs.items()} for row in range(len(ids))]
         masks = ids == self._mask_id
         for number, count in zip(group, masks.sum(axis=1), strict=True):
@@ -222,6 +224,13 @@ class Model:
 def _require_items(texts: object) -> None:
     if isinstance(texts, str):
         raise InputError("texts is one str, expected a list of texts: [text]")
+
+
+def _wanted_outputs(manifest: Manifest) -> tuple[str, ...] | None:
+    """The outputs that answers are made of; None for all."""
+    if manifest.sentence is None:
+        return None
+    return ("token_embeddings",) if manifest.pooling is None else ("sentence_embedding",)
 
 
 def load(

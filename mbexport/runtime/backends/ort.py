@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,11 @@ class OnnxRuntimeBackend:
         return self._widths[output]
 
     def run(
-        self, input_ids: IntArray, attention_mask: IntArray, positions: IntArray | None = None
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray,
+        positions: IntArray | None = None,
+        wanted: Sequence[str] | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         """One forward pass.
 
@@ -51,9 +56,10 @@ class OnnxRuntimeBackend:
             input_ids: [batch, sequence].
             attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
             positions: [selected], for a graph that selects tokens: row * sequence + place.
+            wanted: names of the outputs; None for all.
 
         Returns:
-            The graph's outputs by name, float32.
+            The outputs by name, float32.
 
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.
@@ -62,8 +68,8 @@ class OnnxRuntimeBackend:
         if positions is not None:
             inputs["positions"] = positions
         try:
-            values = self._session.run(None, inputs)
+            values = self._session.run(wanted, inputs)
         except Exception as cause:
             shape = "x".join(map(str, input_ids.shape))
             raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
-        return dict(zip(self._widths, values, strict=True))
+        return dict(zip(wanted or self._widths, values, strict=True))
