@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint bench-export clean
+.PHONY: demo test test-slow interop lint parity-table bench-export clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -28,6 +28,9 @@ lint: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
+
+parity-table:
+	$(PYTHON) benchmarks/parity_table.py
 
 bench-export: .venv-demo/ready .venv-optimum/ready
 	.venv-demo/bin/python benchmarks/export_time.py --peer .venv-optimum/bin/optimum-cli

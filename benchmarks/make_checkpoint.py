@@ -22,13 +22,14 @@ SIZES = {
     "base": {"hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "intermediate_size": 2624, "num_hidden_layers": 28, "num_attention_heads": 16},
 }
-HEADS = ("head.", "classifier.")
+HEADS = ("head.", "classifier.", "decoder.")
+CLASSIFIER = "ModernBertForSequenceClassification"
 
 
-def config_of(size: str, labels: int) -> dict[str, object]:
-    """The config.json of a classifier of one of SIZES."""
+def config_of(size: str, labels: int, architecture: str) -> dict[str, object]:
+    """The config.json of a model of one of SIZES."""
     return {
-        "architectures": ["ModernBertForSequenceClassification"],
+        "architectures": [architecture],
         "model_type": "modernbert",
         "vocab_size": 50_368,
         "max_position_embeddings": 8192,
@@ -57,9 +58,11 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -
     return values
 
 
-def write_checkpoint(directory: Path, size: str = "base", labels: int = 4, seed: int = 0) -> None:
+def write_checkpoint(
+    directory: Path, size: str = "base", labels: int = 4, seed: int = 0, architecture: str = CLASSIFIER
+) -> None:
     """Write config.json and model.safetensors."""
-    config = config_of(size, labels)
+    config = config_of(size, labels, architecture)
     spec, _ = parse_config(config, labels)
     rng = np.random.default_rng(seed)
     tensors = {

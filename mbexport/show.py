@@ -9,6 +9,7 @@ from mbexport.console import facts, table
 from mbexport.manifest import Manifest
 
 if TYPE_CHECKING:
+    from mbexport.checkpoint.spec import ModelSpec
     from mbexport.parity.figures import Figures, ParityReport
 
 # The field of a JSON line that holds an answer which is no object itself.
@@ -69,18 +70,47 @@ def _figures_row(name: str, figures: Figures) -> tuple[str, ...]:
     return (name, str(figures.rows), *errors, f"{figures.cosine:.9f}", agreement)
 
 
-def manifest_text(manifest: Manifest) -> str:
-    """What a bundle holds, a fact a line."""
-    rows = [
-        ("source", manifest.source.name),
-        ("task", manifest.task),
-        ("labels", ", ".join(manifest.labels or ()) or "-"),
-        ("scores", f"{manifest.activation} ({manifest.problem_type or 'no problem_type stated'})"),
-        ("pooling", manifest.pooling or "-"),
-        ("max_length", f"{manifest.max_length} tokens"),
-    ]
+def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
+    """What a bundle holds, a fact a line.
+
+    Args:
+        manifest: the bundle's manifest.
+        spec: the model that its config.json describes.
+    """
+    rows = [("source", manifest.source.name), ("task", manifest.task), *_answer_facts(manifest), *_model_facts(spec)]
+    rows.append(("max_length", f"{manifest.max_length} tokens"))
     rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
     return facts(rows)
+
+
+def _answer_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """How outputs become answers; what a task does not have is left out."""
+    rows = []
+    if manifest.labels:
+        rows.append(("labels", ", ".join(manifest.labels)))
+    if manifest.task == "text-classification":
+        rows.append(("scores", f"{manifest.activation} ({manifest.problem_type or 'no problem_type stated'})"))
+    if manifest.pooling:
+        rows.append(("pooling", manifest.pooling))
+    if manifest.sentence:
+        rows.append(("vectors", "normalized" if manifest.sentence.normalized else "not normalized"))
+        rows.append(("prompts", ", ".join(manifest.sentence.prompts) or "none"))
+    return rows
+
+
+def _model_facts(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Size and attention at a glance: G is a global layer, l a local one."""
+    layers = "".join("G" if is_global else "l" for is_global in spec.layer_is_global)
+    rows = [
+        (
+            "model",
+            f"{spec.num_layers} layers, hidden size {spec.hidden_size}, {spec.num_heads} heads of {spec.head_dim}",
+        ),
+        ("layers", f"{layers} (G global, l local to {spec.half_window} tokens on either side)"),
+    ]
+    kinds = ((spec.has_global, "global", spec.global_rope), (spec.has_local, "local", spec.local_rope))
+    ropes = [f"{name} {rope.kind}, theta {rope.theta:g}" for used, name, rope in kinds if used]
+    return [*rows, ("rope", "; ".join(ropes))]

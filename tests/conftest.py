@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,23 @@ def example_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("example") / "bundle"
     export_onnx(EXAMPLE, bundle)
     return bundle
+
+
+@pytest.fixture(scope="session")
+def record_parity() -> Iterator[Callable[[str, str, float], None]]:
+    """Notes the largest error, as a share of the spread, that a kind of model was found to have.
+
+    `make parity-table` prints what was noted as the README's table.
+    """
+    figures: dict[str, dict[str, float]] = {}
+
+    def record(group: str, kind: str, relative_error: float) -> None:
+        kinds = figures.setdefault(group, {})
+        kinds[kind] = max(relative_error, kinds.get(kind, 0.0))
+
+    yield record
+    directory = Path(__file__).parent.parent / "build"
+    directory.mkdir(exist_ok=True)
+    path = directory / "parity.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | figures, indent=2))

@@ -181,7 +181,11 @@ def test_validate_fails_on_a_faulty_graph(fault: str, tmp_path: Path) -> None:
 def test_inspect(example_bundle: Path) -> None:
     assert json.loads(run("inspect", example_bundle, "--json").stdout)["task"] == "text-classification"
     shown = run("inspect", example_bundle).stdout
-    for fact in ("business, entertainment", "softmax", "mean", "8192 tokens", "onnx/model_ort.onnx", "15.3 MB"):
+    for fact in (
+        "business, entertainment", "softmax", "mean", "8192 tokens", "onnx/model_ort.onnx: fp32", "15.3 MB",
+        "6 layers, hidden size 192, 3 heads of 64", "GllGll (G global, l local to 64 tokens on either side)",
+        "global default, theta 160000; local default, theta 10000",
+    ):  # fmt: skip
         assert fact in shown
 
 

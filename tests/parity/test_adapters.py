@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def save_adapter(directory: Path, base: Path, task: str | None = "SEQ_CLS", **se
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merge_equals_pefts(kind: str, tiny: Path, tmp_path: Path) -> None:
+def test_merge_equals_pefts(
+    kind: str, tiny: Path, tmp_path: Path, record_parity: Callable[[str, str, float], None]
+) -> None:
     adapter = save_adapter(tmp_path / "adapter", tiny, **KINDS[kind])
     manifest = export_onnx(adapter, tmp_path / "bundle")
     assert any("merged into checkpoint" in note for note in manifest.notes)
@@ -58,6 +61,7 @@ def test_merge_equals_pefts(kind: str, tiny: Path, tmp_path: Path) -> None:
     for graph in GRAPHS:
         found = run_graph(tmp_path / "bundle", graph, ids, mask)
         assert error(found, unmerged, mask) <= allowed_error(unmerged)
+        record_parity("LoRA adapter", kind, error(found, unmerged, mask) / float(np.ptp(unmerged)))
         assert error(found, plain, mask) > 100 * allowed_error(unmerged)  # the control: the base alone
 
 

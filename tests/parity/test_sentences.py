@@ -75,7 +75,9 @@ def reference(pipeline: Path, output: str, ids: np.ndarray, mask: np.ndarray) ->
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pipeline_equals_sentence_transformers(name: str, tmp_path: Path) -> None:
+def test_pipeline_equals_sentence_transformers(
+    name: str, tmp_path: Path, record_parity: Callable[[str, str, float], None]
+) -> None:
     pipeline = save_pipeline(tmp_path, *PIPELINES[name]())
     export_onnx(pipeline, tmp_path / "bundle")
     for length in (1, 2, 66, 300):
@@ -85,6 +87,7 @@ def test_pipeline_equals_sentence_transformers(name: str, tmp_path: Path) -> Non
         for graph in GRAPHS:
             found = run(tmp_path / "bundle", graph, "sentence_embedding", ids, mask)
             assert error(found, expected, mask) <= allowed_error(expected), (graph, length)
+            record_parity("sentence embeddings", name, error(found, expected, mask) / float(np.ptp(expected)))
             found = run(tmp_path / "bundle", graph, "token_embeddings", ids, mask)
             assert error(found, tokens, mask) <= allowed_error(tokens), (graph, length)
 

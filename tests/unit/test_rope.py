@@ -48,6 +48,15 @@ def test_equals_transformers_to_the_last_position(name: str, heads: int, limit: 
             assert np.abs(ours - theirs).max() <= limit
 
 
+def test_yarn_to_32768_positions() -> None:
+    """The longest models there are, in the range where an unrounded frequency shows most."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    config = config_with(scaling) | {"max_position_embeddings": 32_768}
+    for kind, rope in zip(KINDS, parse_ropes(config, []), strict=True):
+        for ours, theirs in zip(rope_tables(rope, 64, 32_768), transformers_tables(config, kind, 32_768), strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-6
+
+
 def test_scalings_differ_from_one_another() -> None:
     """The control: a field that was ignored would give the same tables."""
     tables = {
