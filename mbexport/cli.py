@@ -52,7 +52,8 @@ def onnx(checkpoint: Path, bundle: Path, base: Path | None, force: bool, quiet: 
 
 
 def _size(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 @main.command()
