@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -113,6 +112,7 @@ class MergedWeights(Weights):
         self._adapter_file = adapter.directory / TENSORS
         if not self._adapter_file.is_file():
             raise CheckpointError(f"{self._adapter_file} is missing; save the adapter with save_pretrained")
+        self.further_files.append(self._adapter_file)
         self._deltas: dict[str, FloatArray] = {}
         factors: dict[str, dict[str, FloatArray]] = {}
         for name, array in read_tensors(self._adapter_file).items():
@@ -149,12 +149,6 @@ class MergedWeights(Weights):
         for name, array in super().read(names):
             yield name, array + self._deltas[name] if name in self._deltas else array
 
-    def sha256(self) -> str:
-        """SHA-256 over the base model's files and the adapter's."""
-        digest = hashlib.sha256(bytes.fromhex(super().sha256()))
-        digest.update(self._adapter_file.read_bytes())
-        return digest.hexdigest()
-
     def keep_only(self, names: set[str]) -> None:
         """Forget tensors that the adapter's task does not use, such as another head's."""
         for name in set(self.names()) - names:
@@ -173,8 +167,16 @@ def _delta(module: str, pair: dict[str, FloatArray], settings: dict[str, Any]) -
 
 def _pattern(patterns: Any, module: str, default: Any) -> float:
     """The value of the first pattern that ends the module's path, as PEFT matches them."""
+    if not isinstance(patterns or {}, dict):
+        raise CheckpointError(f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object")
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as cause:
+            raise CheckpointError(
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, no regular expression: {cause}"
+            ) from cause
+        if found:
             default = value
             break
     if not isinstance(default, (int, float)) or isinstance(default, bool):

@@ -43,7 +43,7 @@ class Checkpoint:
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, None where there is none of that name."""
-        return next((path / name for path in self.directories if (path / name).is_file()), None)
+        return _find(self.directories, name)
 
 
 def load_checkpoint(directory: Path, base: Path | None = None) -> Checkpoint:
@@ -88,20 +88,26 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
     weights.require(expected)
     if spec.head is None and spec.sentence is None:
         notes.append("a bare encoder states no pooling: embed() takes the mean over a text's tokens")
-    checkpoint = Checkpoint(directories, config, spec, weights, spec.max_positions, None, ())
-    if checkpoint.file(TOKENIZER) is None:
+    if _find(directories, TOKENIZER) is None:
         notes.append(
             f"{directories[0]} holds no {TOKENIZER}: the graphs are exported, but predict and the runtime need "
             "that file; put it into the bundle"
         )
-    path = checkpoint.file(TOKENIZER_CONFIG)
+    path = _find(directories, TOKENIZER_CONFIG)
     tokenizer_config = read_json(path, CheckpointError) if path else {}
-    return dataclasses.replace(
-        checkpoint,
+    return Checkpoint(
+        directories=directories,
+        config=config,
+        spec=spec,
+        weights=weights,
         max_length=_max_length(tokenizer_config, spec),
         mask_token=_mask_token(tokenizer_config),
         notes=(*notes, *weights.notes),
     )
+
+
+def _find(directories: tuple[Path, ...], name: str) -> Path | None:
+    return next((path / name for path in directories if (path / name).is_file()), None)
 
 
 def _with_sentence(directory: Path, spec: ModelSpec, weights: Weights) -> ModelSpec:
@@ -121,6 +127,7 @@ def _with_sentence(directory: Path, spec: ModelSpec, weights: Weights) -> ModelS
                 raise CheckpointError(
                     f"{file} is missing; save the model again as safetensors (a pickle is never opened)"
                 )
+            weights.further_files.append(file)
             for name, array in read_tensors(file).items():
                 weights.give(f"{step.folder}.{name}", array)
     return dataclasses.replace(spec, sentence=sentence)

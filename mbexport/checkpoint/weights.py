@@ -96,6 +96,7 @@ class Weights:
     def __init__(self, directory: Path) -> None:
         self.notes: list[str] = []
         self.files = _weight_files(directory)
+        self.further_files: list[Path] = []  # that given tensors came from
         self._tensors: dict[str, StoredTensor] = {}
         self._given: dict[str, FloatArray] = {}
         for file in self.files:
@@ -200,9 +201,9 @@ class Weights:
         return 4 * sum(math.prod(self.shape(name) or ()) for name in self.names())
 
     def sha256(self) -> str:
-        """SHA-256 over the weight files, in the order of their names."""
+        """SHA-256 over all files that weights come from: the model's in the order of their names, then others."""
         digest = hashlib.sha256()
-        for file in self.files:
+        for file in (*self.files, *self.further_files):
             with file.open("rb") as stream:
                 while chunk := stream.read(2**20):
                     digest.update(chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +108,14 @@ class Model:
         """
         manifest = self.manifest
         if manifest.task != "feature-extraction" or manifest.pooling is None:
-            raise InputError(f"a {manifest.task} bundle without pooling has no embeddings of texts; use outputs()")
+            raise InputError(f"a {manifest.task} bundle has no embeddings of texts; use outputs()")
         _require_items(texts)
-        rows = self.outputs(self._with_prompt(texts, prompt_name))
-        if manifest.sentence is None:
-            name, pooling = "last_hidden_state", manifest.pooling
-            vectors = [pool(output[name], pooling) for output in rows]
-        else:
-            name = "sentence_embedding"
-            vectors = [output[name] for output in rows]
-        stacked = np.stack(vectors) if vectors else np.empty((0, self._backend.width(name)), np.float32)
-        return self._truncate(stacked, truncate_dim)
+        name = "last_hidden_state" if manifest.sentence is None else "sentence_embedding"
+        encoded = self._encode(self._with_prompt(texts, prompt_name))
+        vectors = np.empty((len(encoded), self._backend.width(name)), np.float32)
+        for number, output in self._results(encoded):  # pooled as they come: token vectors need much memory
+            vectors[number] = pool(output[name], manifest.pooling) if manifest.sentence is None else output[name]
+        return self._truncate(vectors, truncate_dim)
 
     def _with_prompt(self, texts: Sequence[Text], name: str | None) -> Sequence[Text]:
         sentence = self.manifest.sentence
@@ -186,13 +183,17 @@ class Model:
         return encoded
 
     def _outputs(self, encoded: Sequence[Encoded]) -> list[dict[str, FloatArray]]:
-        """In the order of the texts; texts of one length run together."""
+        """The outputs of each text, in order."""
         rows: list[dict[str, FloatArray]] = [{}] * len(encoded)
+        for number, row in self._results(encoded):
+            rows[number] = row
+        return rows
+
+    def _results(self, encoded: Sequence[Encoded]) -> Iterator[tuple[int, dict[str, FloatArray]]]:
+        """Number and outputs of each text as they are computed; texts of one length run together."""
         for group in group_by_length([len(item.ids) for item in encoded]):
             ids = np.stack([encoded[number].ids for number in group])
-            for number, row in zip(group, self._run(ids, group), strict=True):
-                rows[number] = row
-        return rows
+            yield from zip(group, self._run(ids, group), strict=True)
 
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]], group: Sequence[int]) -> list[dict[str, FloatArray]]:
         """One forward pass, ids [batch, tokens]; ``group`` names the texts for errors."""

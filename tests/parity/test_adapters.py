@@ -125,6 +125,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"bias": "all"}, "bias is 'all'"),
     "a base that was changed": ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
     "an unknown task": ({"task_type": "CAUSAL_LM"}, "task_type is 'CAUSAL_LM'"),
+    "a pattern that is none": ({"alpha_pattern": {"(": 3}}, "alpha_pattern has '(', no regular expression"),
+    "patterns that are a list": ({"alpha_pattern": ["Wo"]}, "alpha_pattern is ['Wo'], expected an object"),
     "alpha that is no number": ({"lora_alpha": "8"}, "lora_alpha of"),
 }
 

@@ -161,6 +161,13 @@ def test_validate(late_interaction: bool, tmp_path: Path) -> None:
     command = ["validate", str(tmp_path / "bundle"), "--checkpoint", str(pipeline), "--max-length", "129"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
+    file = next(pipeline.glob("*_Dense/model.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # other weights than those exported
+    file.write_bytes(data)
+    changed = CliRunner().invoke(main, command)
+    assert changed.exit_code == 2
+    assert "exported from other weights" in changed.stderr
 
 
 def test_cross_encoder_takes_pairs(tmp_path: Path) -> None:
