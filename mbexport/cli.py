@@ -121,15 +121,26 @@ def predict(
     task = model.manifest.task
     texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
     if question is not None:
-        texts = [(question, list(texts))] if task == "multiple-choice" else ((question, text) for text in texts)
-    with warnings.catch_warnings(record=True) as caught:
+        texts = [(question, list(texts))] if task == "multiple-choice" else _paired(question, texts)
+    total = len(texts) if isinstance(texts, list) else 0  # of a stream nobody knows
+    silent = quiet or not total or sys.stdout.isatty()  # answers on the screen show the progress themselves
+    with warnings.catch_warnings(record=True) as caught, progress_bar("Answering", quiet=silent) as progress:
         warnings.simplefilter("always")
+        done = 0
         for chunk in _chunks(texts):
             answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
             for text, answer in zip(chunk, answers, strict=True):
                 click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
+            done += len(chunk)
+            progress(done, total, "")
     for warning in caught:
         note(str(warning.message), quiet=quiet)
+
+
+def _paired(question: str, texts: Iterable[Any]) -> Iterable[Any]:
+    """Pairs with one first text; a list stays a list, a stream a stream."""
+    pairs = ((question, text) for text in texts)
+    return list(pairs) if isinstance(texts, list) else pairs
 
 
 def _split_bundle(arguments: tuple[str, ...]) -> tuple[Path, list[str]]:
