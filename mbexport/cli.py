@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,19 +14,24 @@ import click
 
 from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar
 from mbexport.errors import BundleError, InputError
+from mbexport.files import to_json
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, REFERENCES
 from mbexport.show import answer_json, answer_text, manifest_text, parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
 BASE = click.option("--base", type=DIRECTORY, help="Base model of an adapter; default: the one that it names.")
+VISIBLE_ABOVE = 65  # tokens; up to there a window of 64 to either side hides nothing
 TEXTS_AT_ONCE = 256  # of a stream, so that its memory stays bounded
 
 
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Fine-tuned ModernBERT to production: export, prove, run."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
@@ -92,7 +97,11 @@ def validate(  # noqa: PLR0913 (one parameter an option)
             bundle, checkpoint=checkpoint, base=base, reference=reference, texts=texts, max_length=max_length,
             report=report, progress=progress,
         )  # fmt: skip
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else parity_text(result))
+    if min(max_length, result.longest) <= VISIBLE_ABOVE:
+        note(f"no input was longer than {result.longest} tokens: a lost window cannot be seen there", quiet=quiet)
+    if not result.recorded:
+        note(f"{bundle} cannot be written to, so the result is not recorded there", quiet=quiet)
+    click.echo(to_json(result.to_dict()) if as_json else parity_text(result))
     sys.exit(0 if result.passed else FAILED)
 
 
@@ -147,7 +156,7 @@ def _split_bundle(arguments: tuple[str, ...]) -> tuple[Path, list[str]]:
     """The first argument is the bundle where it is a directory, else a text for the default bundle."""
     if not arguments:
         return Path(DEFAULT_BUNDLE), []
-    if Path(arguments[0]).is_dir():
+    if os.path.isdir(arguments[0]):  # noqa: PTH112 (False, not an error, for a text too long to be a path)
         return Path(arguments[0]), list(arguments[1:])
     if not Path(DEFAULT_BUNDLE).is_dir():
         raise BundleError(f"{arguments[0]!r:.200} is no directory, and there is no ./{DEFAULT_BUNDLE}; name a bundle")

@@ -37,10 +37,13 @@ class OneLineGroup(click.Group):
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
             sys.exit(0)
+        except OSError as error:
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", debug)
         except Exception as error:
             if debug:
                 raise
-            click.echo(f"mbexport: internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            click.echo(f"mbexport: internal error: {message}; --debug shows where", err=True)
             sys.exit(INTERNAL_ERROR)
 
 

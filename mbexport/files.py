@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -29,7 +30,7 @@ def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are read")
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except OSError as cause:
@@ -39,6 +40,19 @@ def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON that every parser reads: numbers that are not finite become texts."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: finite(part) for key, part in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [finite(part) for part in item]
+        return repr(item) if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
 def sha256(path: Path) -> str:
@@ -123,7 +137,7 @@ def new_directory(target: Path, *, replace: bool) -> Iterator[Path]:
             aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
             os.replace(target, aside)
             os.replace(temporary, target)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # the new one stands; what cannot go is no failure
         else:
             os.replace(temporary, target)
     except OSError as cause:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from mbexport.errors import BundleError
-from mbexport.files import read_json, write_atomically
+from mbexport.files import read_json, to_json, write_atomically
 
 FILE_NAME = "mbexport.json"
 SCHEMA_VERSION = 1
@@ -121,7 +120,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as indented JSON, a line break at its end."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return to_json(dataclasses.asdict(self)) + "\n"
 
     def with_check(self, check: Check) -> Manifest:
         """A copy in which ``check`` replaces an earlier one of the same name."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mbexport.errors import BundleError
 from mbexport.files import Progress, no_progress, write_atomically
 from mbexport.manifest import Manifest
 from mbexport.optional import require
@@ -50,6 +51,9 @@ def export_onnx(
 
     target = Path(bundle)
     check_target(target, force=force)  # before any work is done
+    for source in (Path(checkpoint), _path(base)):
+        if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
+            raise BundleError(f"{source} lies inside {target}, which would be replaced; choose another place with -o")
     return write_bundle(load_checkpoint(Path(checkpoint), _path(base)), target, force=force, progress=progress)
 
 
@@ -89,6 +93,8 @@ def validate(
     from mbexport.checkpoint.load import load_checkpoint
     from mbexport.parity.run import REPORT_FILE, report_json, run_validation
 
+    if report is not None:
+        Path(report).mkdir(parents=True, exist_ok=True)  # before any work is done
     result = run_validation(
         Path(bundle),
         load_checkpoint(Path(checkpoint), _path(base)),
@@ -98,7 +104,6 @@ def validate(
         progress=progress,
     )
     if report is not None:
-        Path(report).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(report) / REPORT_FILE, report_json(result))
     return result
 

@@ -26,7 +26,9 @@ def answer_json(text: Any, answer: Any, task: str) -> str:
 
 def answer_text(text: Any, answer: Any, task: str) -> str:
     """One line: the answer, a tab, the text (of a pair, its second)."""
-    return f"{_shown(answer, task)}\t{' '.join(str(text if isinstance(text, str) else text[1]).split())}"
+    words = " ".join(str(text if isinstance(text, str) else text[1]).split())
+    # A text may hold what a terminal would obey.
+    return f"{_shown(answer, task)}\t{''.join(c if c.isprintable() else '?' for c in words)}"
 
 
 def _shown(answer: Any, task: str) -> str:

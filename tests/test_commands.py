@@ -203,3 +203,96 @@ def test_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "--quiet" in result.stdout
+
+
+def test_text_too_long_to_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("onnx", EXAMPLE).exit_code == 0
+    result = run("predict", "The striker scored twice in the match. " * 40)
+    assert result.exit_code == 0, result.output
+    assert " sports\t" in result.stdout
+
+
+def test_no_command_shows_the_help() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert "validate" in result.stdout
+
+
+def test_checkpoint_inside_the_bundle_that_would_be_replaced(tmp_path: Path) -> None:
+    export_onnx(EXAMPLE, tmp_path / "bundle")
+    copy_example(tmp_path / "bundle" / "checkpoint")
+    result = run("onnx", tmp_path / "bundle" / "checkpoint", "-o", tmp_path / "bundle", "--force")
+    assert result.exit_code == 2
+    assert "lies inside" in result.stderr
+    assert (tmp_path / "bundle" / "checkpoint" / "config.json").is_file()
+
+
+def test_report_that_cannot_be_written_is_told_in_one_line(example_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    result = run("validate", example_bundle, "--checkpoint", EXAMPLE, "--report", tmp_path / "file" / "x")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [f"mbexport: error: {tmp_path / 'file' / 'x'}: Not a directory"]
+
+
+def test_short_inputs_are_named_for_what_they_cannot_show(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    result = run("validate", bundle, "--checkpoint", EXAMPLE, "--max-length", 64)
+    assert "a lost window cannot be seen" in result.stderr
+    assert manifests.read(bundle).checks[0].figures["longest"] == 64
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_figures_that_are_not_finite_are_still_json(tmp_path: Path) -> None:
+    bundle = mutant(EXAMPLE, lambda spec: spec, tmp_path / "bundle")
+    data = np.memmap(bundle / "onnx" / "model.onnx_data", np.float32, "r+")
+    data[-(6 * 10**5) : -(5 * 10**5)] = np.nan  # rotary tables
+    data.flush()
+    result = run("validate", bundle, "--checkpoint", EXAMPLE, "--max-length", 130, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout, parse_constant=refuse)
+    assert report["graphs"][0]["overall"]["max_error"] == "inf"
+    json.loads((bundle / "mbexport.json").read_text(), parse_constant=refuse)
+
+
+def test_tokenizer_of_a_larger_vocabulary(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")  # 512 rows of embedding, 5,000 tokens
+    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
+    exported = run("onnx", checkpoint, "-o", tmp_path / "bundle")
+    assert exported.exit_code == 0
+    assert "has ids up to 4999, the embedding 512 rows" in exported.stderr
+    predicted = run("predict", tmp_path / "bundle", "The central bank raised its rate.")
+    assert (predicted.exit_code, len(predicted.stderr.splitlines())) == (2, 1)
+    validated = run("validate", tmp_path / "bundle", "--checkpoint", checkpoint)
+    assert (validated.exit_code, len(validated.stderr.splitlines())) == (2, 1)
+
+
+def test_tokenizer_without_special_tokens(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    path = checkpoint / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    export_onnx(checkpoint, tmp_path / "bundle")
+    predicted = run("predict", tmp_path / "bundle", "fine", "")
+    assert predicted.exit_code == 2
+    assert "text 1 has no tokens" in predicted.stderr
+    validated = run("validate", tmp_path / "bundle", "--checkpoint", checkpoint, "--max-length", 70)
+    assert validated.exit_code == 0, validated.output
+
+
+def test_control_characters_do_not_reach_the_terminal(example_bundle: Path) -> None:
+    result = run("predict", example_bundle, "a\x1b[31mred\x07")
+    assert "\x1b" not in result.stdout
+    assert "\x07" not in result.stdout
+
+
+def test_config_that_transformers_refuses_is_one_line(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": "x"}))
+    export_onnx(checkpoint, tmp_path / "bundle")
+    result = run("validate", tmp_path / "bundle", "--checkpoint", checkpoint)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "cannot load the checkpoint" in result.stderr

@@ -171,3 +171,20 @@ def test_what_onnx_runtime_refuses(example_bundle: Path, tmp_path: Path) -> None
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"broken\.onnx cannot be loaded"):
         OnnxRuntimeBackend(tmp_path / "broken.onnx")
+
+
+def test_any_iterable_of_texts_and_pairs_as_lists(example_bundle: Path) -> None:
+    model = load(example_bundle)
+    assert model(text for text in TEXTS) == model(TEXTS)
+    assert model([["a question", "a context"]]) == model([("a question", "a context")])
+    for wrong in (None, 5, {"text": 1}, b"text"):
+        with pytest.raises(InputError, match="expected a list of texts"):
+            model(wrong)  # type: ignore[arg-type]
+
+
+def test_labels_that_do_not_fit_the_graph(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    path = bundle / "mbexport.json"
+    path.write_text(path.read_text().replace('"tech"', '"tech", "more"'))
+    with pytest.raises(BundleError, match="the manifest has 6 labels"):
+        load(bundle)

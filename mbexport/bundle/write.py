@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import BundleError
-from mbexport.files import Progress, new_directory, no_progress, sha256, write_atomically
+from mbexport.files import Progress, new_directory, no_progress, sha256, to_json, write_atomically
 from mbexport.graph.builder import OPSET
 from mbexport.graph.encoder import build_graph
 from mbexport.manifest import FILE_NAME, Graph, Manifest, Sentence, Source, WeightsFile, write
@@ -84,10 +83,11 @@ def write_bundle(
             if source := checkpoint.file(name):
                 shutil.copyfile(source, directory / name)
         for folder in checkpoint.spec.sentence.folders if checkpoint.spec.sentence else ():
-            if (checkpoint.directory / folder).is_dir():
-                shutil.copytree(checkpoint.directory / folder, directory / folder)
+            source = next((path / folder for path in checkpoint.directories if (path / folder).is_dir()), None)
+            if source is not None:  # a Normalize may have no folder
+                shutil.copytree(source, directory / folder)
         config = checkpoint.config | {"transformers.js_config": {"use_external_data_format": EXTERNAL_DATA}}
-        write_atomically(directory / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(directory / "config.json", to_json(config) + "\n")
         manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
         write(manifest, directory)
     return manifest

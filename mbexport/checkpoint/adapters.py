@@ -83,18 +83,19 @@ def read_adapter(directory: Path, base: Path | None) -> Adapter:
 
 
 def adapted_config(adapter: Adapter, base_config: dict[str, Any], classifier_rows: int | None) -> dict[str, Any]:
-    """The config.json of the merged model: the adapter's own, else the base's with the adapter's task.
+    """The config.json of the merged model: the adapter's own, else the base's, with the adapter's task.
 
     Labels of the base are left out where the adapter's classifier has another number of them.
     """
+    config = base_config
     if (adapter.directory / "config.json").is_file():
-        return read_json(adapter.directory / "config.json", CheckpointError)
+        config = read_json(adapter.directory / "config.json", CheckpointError)
     task = adapter.settings.get("task_type")
     if task is None:
-        return base_config
+        return config
     if task not in ARCHITECTURE_OF:
         raise Fields(adapter.settings, CONFIG).wrong("task_type", f"one of {', '.join(ARCHITECTURE_OF)}")
-    config = base_config | {"architectures": [ARCHITECTURE_OF[task]]}
+    config = config | {"architectures": [ARCHITECTURE_OF[task]]}
     if classifier_rows is not None and len(config.get("id2label") or ()) != classifier_rows:
         config = {name: value for name, value in config.items() if name not in LABEL_FIELDS}
     return config
@@ -150,7 +151,17 @@ class MergedWeights(Weights):
             yield name, array + self._deltas[name] if name in self._deltas else array
 
     def keep_only(self, names: set[str]) -> None:
-        """Forget tensors that the adapter's task does not use, such as another head's."""
+        """Forget the base's tensors that the adapter's task does not use, such as another head's.
+
+        Raises:
+            CheckpointError: the adapter itself brings or changes one of them.
+        """
+        lost = sorted((set(self._given) | set(self._deltas)) - names)
+        if lost:
+            raise CheckpointError(
+                f"{self._adapter_file} brings {', '.join(lost[:3])}, which the model's task does not use; "
+                f"correct task_type in {CONFIG}: {', '.join(ARCHITECTURE_OF)}"
+            )
         for name in set(self.names()) - names:
             self.forget(name)
 

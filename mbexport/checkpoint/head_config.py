@@ -80,7 +80,7 @@ def parse_task(fields: Fields) -> str:
         raise fields.wrong("model_type", "'modernbert' (other architectures are not this tool's)")
     names = fields.raw("architectures")
     supported = ", ".join(TASK_OF)
-    if not isinstance(names, list) or len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise fields.wrong("architectures", f"a list with one of {supported}")
     if names[0] not in TASK_OF:
         raise CheckpointError(f"config.json: architecture {names[0]!r:.80} is not supported; supported: {supported}")
@@ -118,7 +118,7 @@ def parse_head(fields: Fields, task: str, rows: int | None, notes: list[str]) ->
     if task == "token-classification":
         return HeadSpec(task, activation, bias, outputs=len(labels), labels=labels)
     problem_type = fields.raw("problem_type")
-    if problem_type is not None and problem_type not in FUNCTION_OF:
+    if problem_type is not None and problem_type not in tuple(FUNCTION_OF):
         raise fields.wrong("problem_type", f"one of {', '.join(FUNCTION_OF)}")
     return HeadSpec(
         task,
@@ -174,7 +174,7 @@ def _score_function(fields: Fields, problem_type: str | None, count: int, notes:
     stated = section.get("activation_fn") if isinstance(section, dict) else None
     stated = stated or fields.raw("sbert_ce_default_activation_function")  # the key until its version 4
     if stated is not None:
-        if stated not in CROSS_ENCODER_FUNCTIONS:
+        if stated not in tuple(CROSS_ENCODER_FUNCTIONS):
             raise CheckpointError(
                 f"config.json: the cross-encoder's activation_fn is {stated!r:.80}, "
                 f"supported: {', '.join(CROSS_ENCODER_FUNCTIONS)}"

@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from mbexport.checkpoint.adapters import MergedWeights, adapted_config, is_adapter, read_adapter
 from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import parse_task
-from mbexport.checkpoint.sentence_config import MODULES, DenseSpec, parse_sentence, read_modules
+from mbexport.checkpoint.sentence_config import (
+    MODULES,
+    SETTINGS,
+    DenseSpec,
+    parse_sentence,
+    read_modules,
+    with_cross_encoder,
+)
 from mbexport.checkpoint.spec import ModelSpec, parse_config
 from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors, read_tensors
 from mbexport.errors import CheckpointError
 from mbexport.files import read_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,12 @@ def load_checkpoint(directory: Path, base: Path | None = None) -> Checkpoint:
 def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weights) -> Checkpoint:
     """Hold configuration, weights and tokenizer against each other."""
     shape = weights.shape("classifier.weight")
+    settings = _find(directories, SETTINGS)
+    config = with_cross_encoder(config, read_json(settings, CheckpointError) if settings else {})
     spec, notes = parse_config(config, shape[0] if shape else None)
-    spec = _with_sentence(directories[0], spec, weights)
+    modules = _find(directories, MODULES)
+    if modules is not None:
+        spec = _with_sentence(modules.parent, spec, weights)
     if spec.head is not None and spec.head.tied:
         weights.drop_tied(f"{spec.head.last_layer}.weight", EMBEDDINGS)
     expected = expected_tensors(spec)
@@ -88,22 +102,40 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
     weights.require(expected)
     if spec.head is None and spec.sentence is None:
         notes.append("a bare encoder states no pooling: embed() takes the mean over a text's tokens")
-    if _find(directories, TOKENIZER) is None:
-        notes.append(
-            f"{directories[0]} holds no {TOKENIZER}: the graphs are exported, but predict and the runtime need "
-            "that file; put it into the bundle"
-        )
+    notes += _tokenizer_notes(directories, spec)
     path = _find(directories, TOKENIZER_CONFIG)
     tokenizer_config = read_json(path, CheckpointError) if path else {}
+    path = _find(directories, SPECIAL_TOKENS)
+    special_tokens = read_json(path, CheckpointError) if path else {}
     return Checkpoint(
         directories=directories,
         config=config,
         spec=spec,
         weights=weights,
         max_length=_max_length(tokenizer_config, spec),
-        mask_token=_mask_token(tokenizer_config),
+        mask_token=_mask_token(tokenizer_config) or _mask_token(special_tokens),
         notes=(*notes, *weights.notes),
     )
+
+
+def _tokenizer_notes(directories: tuple[Path, ...], spec: ModelSpec) -> list[str]:
+    """What will keep the runtime from tokenizing; the graphs do not depend on it."""
+    path = _find(directories, TOKENIZER)
+    if path is None:
+        return [
+            f"{directories[0]} holds no {TOKENIZER}: the graphs are exported, but predict and the runtime need "
+            "that file; put it into the bundle"
+        ]
+    try:
+        largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+    except Exception as cause:  # tokenizers raises bare Exception
+        return [f"{path} is no usable tokenizer, so predict and the runtime will fail: {cause}"]
+    if largest < spec.vocab_size:
+        return []
+    return [
+        f"{path} has ids up to {largest}, the embedding {spec.vocab_size} rows: texts with tokens beyond them fail; "
+        "resize_token_embeddings was left out, or the tokenizer is another model's"
+    ]
 
 
 def _find(directories: tuple[Path, ...], name: str) -> Path | None:
@@ -144,8 +176,8 @@ def _max_length(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:
     return int(stated)
 
 
-def _mask_token(tokenizer_config: dict[str, Any]) -> str | None:
-    stated = tokenizer_config.get("mask_token")
+def _mask_token(settings: dict[str, Any]) -> str | None:
+    stated = settings.get("mask_token")
     if isinstance(stated, dict):  # saved with the token's own settings
         stated = stated.get("content")
     return stated if isinstance(stated, str) else None

@@ -150,6 +150,24 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
     return _with_settings(directory, pooling, tuple(steps), tuple(str(module["path"]) for module in modules))
 
 
+def with_cross_encoder(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the activation that a cross-encoder states in sentence-transformers' own file.
+
+    sentence-transformers wrote it into config.json until its version 5.
+
+    Raises:
+        CheckpointError: the cross-encoder puts a prompt before every text.
+    """
+    if settings.get("model_type") != "CrossEncoder":
+        return config
+    if settings.get("default_prompt_name"):
+        raise Fields(settings, SETTINGS).wrong(
+            "default_prompt_name", "null: prompts of cross-encoders are not supported"
+        )
+    function = settings.get("activation_fn")
+    return config | {"sentence_transformers": {"activation_fn": function}} if function else config
+
+
 def _kind(module: dict[str, str]) -> str:
     return module["type"].rsplit(".", 1)[-1]
 
@@ -198,6 +216,8 @@ def _with_settings(
     fields, transformer_fields = Fields(settings, SETTINGS), Fields(transformer, TRANSFORMER_SETTINGS)
     if transformer.get("do_lower_case"):
         raise transformer_fields.wrong("do_lower_case", "false; let the tokenizer's normalizer do it")
+    if transformer.get("config_args"):
+        raise transformer_fields.wrong("config_args", "none; write them into config.json")
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise fields.wrong("prompts", "an object of texts")

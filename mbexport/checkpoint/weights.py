@@ -145,12 +145,17 @@ class Weights:
         Raises:
             CheckpointError: they differ, so the one that would be used is not certain.
         """
-        if name not in self._tensors or twin not in self._tensors:
+        if twin in self._given:
+            raise CheckpointError(
+                f"{twin} comes from an adapter and {name} is said to be tied to it, which PEFT leaves untied; "
+                "merge the adapter with PEFT's merge_and_unload and save the result"
+            )
+        if name not in self.names():
             return
         arrays = dict(self.read([name, twin]))
         if not np.array_equal(arrays[name], arrays[twin]):
             raise CheckpointError(
-                f"{self._tensors[name].file}: config.json ties {name} to {twin}, but they differ; "
+                f"{self.files[0].parent}: config.json ties {name} to {twin}, but they differ; "
                 "set tie_word_embeddings to false in config.json, or save the model again"
             )
         self.forget(name)

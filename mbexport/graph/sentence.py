@@ -31,28 +31,28 @@ def add_sentence_outputs(
     encoded = b.op("Identity", hidden, name="encoded")
     b.output(encoded, "last_hidden_state", ir.DataType.FLOAT, ["batch", "sequence", size])
     tokens = hidden
-    for step in sentence.steps:
+    for number, step in enumerate(sentence.steps):
         if step.on == TOKENS:
-            tokens = _step(b, tokens, step)
+            tokens = _step(b, tokens, step, number)
     width = sentence.width(size, TOKENS)
     if sentence.pooling is None:
         b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
         return
     vector = pool(b, tokens, attention_mask, sentence.pooling)
-    for step in sentence.steps:
+    for number, step in enumerate(sentence.steps):
         if step.on == SENTENCE:
-            vector = _step(b, vector, step)
+            vector = _step(b, vector, step, number)
     b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
     b.output(vector, SENTENCE, ir.DataType.FLOAT, ["batch", sentence.width(size, SENTENCE)])
 
 
-def _step(b: GraphBuilder, x: ir.Value, step: DenseSpec | NormalizeSpec) -> ir.Value:
+def _step(b: GraphBuilder, x: ir.Value, step: DenseSpec | NormalizeSpec, number: int) -> ir.Value:
     """x [..., width] -> [..., width of the step]."""
     if isinstance(step, DenseSpec):
         with b.scope(step.folder):
             y = linear(b, x, f"{step.folder}.linear")
             return y if step.activation == "identity" else activation(b, y, step.activation)
-    with b.scope(f"normalize_{step.on}"):
+    with b.scope(f"normalize_{number}"):
         norm = b.op("ReduceL2", x, b.ints(-1), name="norm", keepdims=1)
         return b.op(
             "Div",

@@ -53,12 +53,17 @@ class GraphParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What ``validate`` found."""
+    """What ``validate`` found.
+
+    ``longest``: tokens of the longest input; ``recorded``: whether the bundle could be written to.
+    """
 
     passed: bool
     reference: str
     texts: str
+    longest: int
     graphs: tuple[GraphParity, ...]
+    recorded: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""

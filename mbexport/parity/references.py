@@ -61,8 +61,15 @@ class TorchReference:
         if self._sentence is not None:
             self._model: Any = _sentence_transformer(checkpoint, implementation, self._device)
             return
+        try:
+            self._model = self._load(checkpoint)
+        except Exception as cause:
+            raise InputError(f"transformers {transformers.__version__} cannot load the checkpoint: {cause}") from cause
+
+    def _load(self, checkpoint: Checkpoint) -> Any:
+        implementation = self._implementation
         head = checkpoint.spec.head
-        config = transformers.ModernBertConfig(**checkpoint.config)
+        config = transformers.ModernBertConfig(**(checkpoint.config | {"return_dict": True}))
         if head is not None and head.labels:
             config.num_labels = len(head.labels)
         config._attn_implementation = implementation
@@ -71,7 +78,7 @@ class TorchReference:
         if head is not None and head.tied:
             tensors.setdefault("decoder.weight", tensors["model.embeddings.tok_embeddings.weight"])
         model.load_state_dict(tensors, strict=True)
-        self._model = model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
+        return model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
 
     @property
     def description(self) -> str:
@@ -92,7 +99,11 @@ class TorchReference:
         """
         ids, mask = (torch.from_numpy(x).to(self._device) for x in (case.input_ids, case.attention_mask))
         with torch.inference_mode(), self._kernel():
-            values = self._forward(ids, mask, places)
+            try:
+                values = self._forward(ids, mask, places)
+            except Exception as cause:
+                shape = "x".join(map(str, case.input_ids.shape))
+                raise InputError(f"PyTorch failed on an input of shape {shape}: {cause}") from cause
         array: npt.NDArray[np.float32] = values.float().cpu().numpy()
         return array
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mbexport import manifest as manifests
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
-from mbexport.files import Progress, write_atomically
+from mbexport.files import Progress, to_json, write_atomically
 from mbexport.manifest import Check, Graph, Manifest
 from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, compare
 from mbexport.parity.references import TorchReference, choose_reference
@@ -45,6 +45,8 @@ def run_validation(
         max_length: no longer inputs than this.
         progress: called after each forward pass.
     """
+    if max_length < 1:
+        raise InputError(f"max_length is {max_length}, expected 1 or more")
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
     if manifest.source.sha256 != checkpoint.weights.sha256():
@@ -53,8 +55,7 @@ def run_validation(
             "name the checkpoint it came from, or export again"
         )
     ids, described = _token_ids(bundle, checkpoint, texts)
-    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
-    cases = build_cases(ids, pad_id, checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
+    cases = build_cases(ids, _pad_id(checkpoint), checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
     places = [_places(case, checkpoint.spec) for case in cases]
     predicts = _predicts(checkpoint.spec)
     model = TorchReference(checkpoint, choose_reference(reference))
@@ -69,9 +70,19 @@ def run_validation(
         run = _graph_runner(bundle, graph, checkpoint.spec)
         found = [done.after(case, places[n], run, graph.file) for n, case in enumerate(cases)]
         parities.append(compare(graph.file, cases, places, expected, found, predicts=predicts, reference_error=error))
-    report = ParityReport(all(parity.passed for parity in parities), description, described, tuple(parities))
-    _record(bundle, manifest, report)
+    passed, longest = all(parity.passed for parity in parities), max(case.length for case in cases)
+    report = ParityReport(passed, description, described, longest, tuple(parities))
+    try:
+        _record(bundle, manifest, report)
+    except OSError:  # a read-only bundle can be validated too
+        report = dataclasses.replace(report, recorded=False)
     return report
+
+
+def _pad_id(checkpoint: Checkpoint) -> int:
+    """What stands in padded places, where it must only be an id that exists."""
+    stated = checkpoint.config.get("pad_token_id")
+    return stated if type(stated) is int and 0 <= stated < checkpoint.spec.vocab_size else 0
 
 
 Runner = Callable[[Case, IntArray | None], FloatArray]
@@ -124,7 +135,13 @@ def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[Text] | Non
     if (bundle / "tokenizer.json").is_file():
         encoder = TextEncoder(bundle / "tokenizer.json", checkpoint.max_length)
         encoded = encoder.encode(list(texts if texts is not None else TEXTS))
-        return [item.ids for item in encoded], f"{len(encoded)} texts"
+        usable = [item.ids for item in encoded if len(item.ids)]
+        if not usable or max(int(ids.max()) for ids in usable) >= checkpoint.spec.vocab_size:
+            raise InputError(
+                f"the texts give no tokens, or ids beyond the {checkpoint.spec.vocab_size} rows of the embedding; "
+                "the tokenizer is not the model's"
+            )
+        return usable, f"{len(encoded)} texts"
     if texts is not None:
         raise InputError(f"{bundle} holds no tokenizer.json, so texts cannot be used; leave --data out")
     rng = np.random.default_rng(0)
@@ -151,11 +168,11 @@ def _record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:
     (bundle / "reports").mkdir(exist_ok=True)
     write_atomically(bundle / "reports" / REPORT_FILE, report_json(report))
     for parity in report.graphs:
-        manifest = manifest.with_check(_check(parity, report.reference))
+        manifest = manifest.with_check(_check(parity, report))
     manifests.write(manifest, bundle)
 
 
-def _check(parity: GraphParity, reference: str) -> Check:
+def _check(parity: GraphParity, report: ParityReport) -> Check:
     overall = parity.overall
     figures = {
         "max_error": overall.max_error,
@@ -164,10 +181,11 @@ def _check(parity: GraphParity, reference: str) -> Check:
         "cosine": overall.cosine,
         "agreement": overall.agreement,
         "rows": overall.rows,
+        "longest": report.longest,
     }
-    return Check(f"parity of {parity.file}", reference, figures, parity.passed)
+    return Check(f"parity of {parity.file}", report.reference, figures, parity.passed)
 
 
 def report_json(report: ParityReport) -> str:
     """The report as indented JSON."""
-    return json.dumps(report.to_dict(), indent=2) + "\n"
+    return to_json(report.to_dict()) + "\n"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbexport.runtime.heads import FloatArray, scores
 from mbexport.runtime.text import Encoded
 
-OUTSIDE = "O"
+OUTSIDE = ("O", "o")
 # B(egin), I(nside); E(nd) or L(ast), S(ingle) or U(nit) in the schemes that have them.
 TAGGED = re.compile(r"([BIELSU])[-_](.+)")
+SCHEME = re.compile(r"[BI][-_].+")  # without one of these, labels carry no tags: E-MAIL is a kind
 OPENING, CLOSING = frozenset("BSU"), frozenset("ELSU")
+# Scripts that put no blanks between words: there, every character begins one.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 @dataclass
@@ -30,8 +35,10 @@ class _Entity:
 def entities(logits: FloatArray, encoded: Encoded, text: str, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Entities of one text, in order, none overlapping.
 
-    A word takes the label of its first token, the one that training labels; words of one
-    entity are joined as BIO, BIOES or BILOU tags say, or, without tags, while labels are equal.
+    A word takes the label of its first token, the one that training labels. Words begin where
+    the tokenizer says, after blanks (some tokenizers split nowhere else), and at each character
+    of scripts without blanks. Words of one entity are joined as BIO, BIOES or BILOU tags say,
+    or, without tags, while labels are equal.
 
     Args:
         logits: [tokens, labels].
@@ -44,32 +51,55 @@ def entities(logits: FloatArray, encoded: Encoded, text: str, labels: Sequence[s
         scores, the characters text[start:end], blanks at its ends left out.
     """
     probabilities = scores(logits, "softmax")
+    tagged = any(SCHEME.fullmatch(label) for label in labels)
     found: list[_Entity] = []
     current: _Entity | None = None
-    word_before: int | None = None
-    for token, word, start, end in encoded.words_of(0):
-        if word == word_before:
+    before = _Piece(0, -1, -1, 0)
+    for piece in (_Piece(*parts) for parts in encoded.words_of(0)):
+        continues, before = _continues(piece, before, text), piece
+        if continues:
             if current is not None:
-                current.end = end
+                current.end = piece.end
             continue
-        word_before = word
-        best = int(probabilities[token].argmax())
-        tag, group = _parse(labels[best])
-        if group == OUTSIDE:
+        best = int(probabilities[piece.token].argmax())
+        tag, group = _parse(labels[best], tagged=tagged)
+        if group in OUTSIDE:
             current = None
             continue
         if current is None or current.closed or current.group != group or tag in OPENING:
-            current = _Entity(group, start, end, closed=False)
+            current = _Entity(group, piece.start, piece.end, closed=False)
             found.append(current)
-        current.end = end
+        current.end = piece.end
         current.closed = tag in CLOSING
-        current.scores.append(float(probabilities[token, best]))
-    return [_describe(entity, text) for entity in found]
+        current.scores.append(float(probabilities[piece.token, best]))
+    described = (_describe(entity, text) for entity in found)
+    return [entity for entity in described if entity["word"]]
 
 
-def _parse(label: str) -> tuple[str, str]:
+class _Piece(NamedTuple):
+    """A token, the tokenizer's number of its word, and the characters it stands for."""
+
+    token: int
+    word: int
+    start: int
+    end: int
+
+
+def _continues(piece: _Piece, before: _Piece, text: str) -> bool:
+    """Whether a token goes on with the word of the one before it."""
+    if piece.word != before.word:
+        return False
+    if piece.start < before.end:  # bytes of one character
+        return True
+    if not text[before.start : before.end].strip():  # a blank that is a token of its own, at a word's head
+        return True
+    blank = text[piece.start].isspace() or text[piece.start - 1].isspace()
+    return not blank and not UNSPACED.match(text[piece.start])
+
+
+def _parse(label: str, *, tagged: bool) -> tuple[str, str]:
     """``B-PER`` to (B, PER); a label without a tag to ("", label)."""
-    match = TAGGED.fullmatch(label)
+    match = TAGGED.fullmatch(label) if tagged else None
     return (match[1], match[2]) if match else ("", label)
 
 

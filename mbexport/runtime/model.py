@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mbexport.runtime.text import Encoded, TextEncoder
 from mbexport.texts import Text
 
 DEVICES = ("auto", "cpu")
+MOST_THREADS = 1024
 TOP_TOKENS = 5  # answers to one mask
 
 
@@ -109,9 +110,10 @@ class Model:
         manifest = self.manifest
         if manifest.task != "feature-extraction" or manifest.pooling is None:
             raise InputError(f"a {manifest.task} bundle has no embeddings of texts; use outputs()")
-        _require_items(texts)
+        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+            raise InputError(f"truncate_dim is {truncate_dim!r}, expected a whole number from 1, or None")
         name = "last_hidden_state" if manifest.sentence is None else "sentence_embedding"
-        encoded = self._encode(self._with_prompt(texts, prompt_name))
+        encoded = self._encode(self._with_prompt(_items(texts), prompt_name))
         vectors = np.empty((len(encoded), self._backend.width(name)), np.float32)
         for number, output in self._results(encoded):  # pooled as they come: token vectors need much memory
             vectors[number] = pool(output[name], manifest.pooling) if manifest.sentence is None else output[name]
@@ -144,18 +146,17 @@ class Model:
             InputError: an item is no text, or has no mask where one is to be filled.
             BackendError: the forward pass failed.
         """
-        _require_items(texts)
-        return self._outputs(self._encode(texts))
+        return self._outputs(self._encode(self._with_prompt(_items(texts), None)))
 
     def _answer_tokens(self, texts: Sequence[Text]) -> list[Any]:
         """Answers of the tasks whose outputs belong to tokens."""
         task, labels, decode = self.manifest.task, self.manifest.labels or (), self._encoder.decode
-        _require_items(texts)
-        if task == "question-answering" and not all(isinstance(text, tuple) for text in texts):
+        items = _items(texts)
+        if task == "question-answering" and not all(isinstance(text, tuple) for text in items):
             raise InputError("question answering takes pairs: [(question, context), ...]")
-        encoded = self._encode(texts)
+        encoded = self._encode(self._with_prompt(items, None))
         answers: list[Any] = []
-        for text, item, output in zip(texts, encoded, self._outputs(encoded), strict=True):
+        for text, item, output in zip(items, encoded, self._outputs(encoded), strict=True):
             if task == "question-answering":
                 answers.append(best_span(output["start_logits"], output["end_logits"], item, text[1]))
             elif task == "fill-mask":
@@ -166,19 +167,26 @@ class Model:
                 answers.append(output["token_embeddings"])
         return answers
 
-    def _choose(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
-        _require_items(items)
-        for item in items:
-            if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], str) or not item[1]:
-                raise InputError("multiple choice takes pairs of a text and its choices: [(text, [choice, ...]), ...]")
+    def _choose(self, questions: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
+        items: list[tuple[str, list[str]]] = []
+        for number, item in enumerate(_items(questions)):
+            if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], str) or not len(item[1]):
+                raise InputError(
+                    f"item {number}: multiple choice takes pairs of a text and its choices: "
+                    "[(text, [choice, ...]), ...]"
+                )
+            items.append((item[0], list(item[1])))
         pairs = [(text, option) for text, options in items for option in options]
         logits = [output["logits"] for output in self.outputs(pairs)]
         ends = np.cumsum([len(options) for _, options in items])
-        parts = zip(items, np.split(np.array(logits), ends[:-1]) if items else [], strict=True)
-        return [choice(values, options) for (_, options), values in parts]
+        parts = np.split(np.array(logits), ends[:-1]) if items else []
+        return [choice(values, options) for (_, options), values in zip(items, parts, strict=True)]
 
     def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
         encoded = self._encoder.encode(texts)
+        for number, item in enumerate(encoded):
+            if not len(item.ids):
+                raise InputError(f"text {number} has no tokens; this tokenizer adds none of its own to an empty text")
         self._count_truncated(sum(item.truncated for item in encoded), len(encoded))
         return encoded
 
@@ -222,9 +230,11 @@ class Model:
             )
 
 
-def _require_items(texts: object) -> None:
-    if isinstance(texts, str):
-        raise InputError("texts is one str, expected a list of texts: [text]")
+def _items(texts: object) -> list[Any]:
+    """The texts as a list; pairs that are lists, as JSON has them, as tuples."""
+    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
+        raise InputError(f"texts is a {type(texts).__name__}, expected a list of texts: [text]")
+    return [tuple(item) if isinstance(item, list) and len(item) == 2 else item for item in texts]
 
 
 def _wanted_outputs(manifest: Manifest) -> tuple[str, ...] | None:
@@ -252,8 +262,8 @@ def load(
     """
     if device not in DEVICES:
         raise InputError(f"device is {device!r}, this version runs on {' or '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected 1 or more, or None")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}, or None")
     directory = Path(bundle)
     manifest = manifests.read(directory)
     graph = _choose_graph(directory, manifest, precision)
@@ -265,7 +275,11 @@ def load(
             f"{directory}: the mask token {manifest.mask_token!r} is not in tokenizer.json; "
             "set mask_token in the checkpoint's tokenizer_config.json and export again"
         )
-    return Model(manifest, encoder, OnnxRuntimeBackend(directory / graph.file, threads))
+    backend = OnnxRuntimeBackend(directory / graph.file, threads)
+    labels = len(manifest.labels or ())
+    if manifest.task in ("text-classification", "token-classification") and backend.width("logits") != labels:
+        raise BundleError(f"{directory}: the manifest has {labels} labels, {graph.file} another number; export again")
+    return Model(manifest, encoder, backend)
 
 
 def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:

@@ -78,8 +78,17 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch(list(texts))
         except Exception as cause:
-            raise InputError(f"the texts cannot be tokenized: {cause}") from cause
+            raise InputError(self._fault(texts, cause)) from cause
         return [Encoded(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
+
+    def _fault(self, texts: Sequence[Text], cause: Exception) -> str:
+        """Which of the texts the tokenizer refuses, and why."""
+        for number, text in enumerate(texts):
+            try:
+                self._tokenizer.encode_batch([text])
+            except Exception as own:  # noqa: PERF203 (only after a failure)
+                return f"text {number} cannot be tokenized (its first segment may leave no room for the second): {own}"
+        return f"the texts cannot be tokenized: {cause}"
 
     def token_id(self, token: str) -> int | None:
         """The id of a token, None where the vocabulary has none of that name."""

@@ -99,6 +99,50 @@ def test_classifier_trained_on_a_masked_lm(tmp_path: Path) -> None:
         assert error(run_graph(tmp_path / "bundle", graph, ids, mask), expected, mask) <= allowed_error(expected)
 
 
+def adapter_on_a_masked_lm(tmp_path: Path, task: str | None, modules: list[str], architecture: str) -> Path:
+    import transformers
+
+    base = save_checkpoint(tmp_path / "base", architecture="ModernBertForMaskedLM")
+    model = getattr(transformers, architecture).from_pretrained(base, attn_implementation="eager")
+    config = LoraConfig(task_type=task, r=2, target_modules=["Wqkv"], modules_to_save=modules)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_head_that_the_task_would_lose_is_refused(tmp_path: Path) -> None:
+    adapter = adapter_on_a_masked_lm(tmp_path, None, ["classifier"], "ModernBertForSequenceClassification")
+    with pytest.raises(CheckpointError, match=r"brings classifier\.bias, classifier\.weight, which the model's task"):
+        export_onnx(adapter, tmp_path / "bundle")
+
+
+def test_task_type_is_stronger_than_a_config_beside_the_adapter(tmp_path: Path) -> None:
+    adapter = adapter_on_a_masked_lm(tmp_path, "SEQ_CLS", ["classifier"], "ModernBertForSequenceClassification")
+    (adapter / "config.json").write_text((tmp_path / "base" / "config.json").read_text())
+    assert export_onnx(adapter, tmp_path / "bundle").task == "text-classification"
+
+
+@pytest.mark.parametrize("module", ["decoder", "tok_embeddings"])
+def test_adapter_that_unties_the_decoder_is_refused(module: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = adapter_on_a_masked_lm(tmp_path, None, [module], "ModernBertForMaskedLM")
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: tensor + (module in name) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(CheckpointError, match=r"tied|ties"):
+        export_onnx(adapter, tmp_path / "bundle")
+
+
+def test_adapter_of_a_sentence_pipeline_keeps_the_pipeline(tmp_path: Path) -> None:
+    from tests.parity.test_sentences import PIPELINES, save_pipeline
+
+    pipeline = save_pipeline(tmp_path, *PIPELINES["dense"]())
+    adapter = save_adapter(tmp_path / "adapter", pipeline, task="FEATURE_EXTRACTION")
+    manifest = export_onnx(adapter, tmp_path / "bundle")
+    assert manifest.sentence is not None
+    assert manifest.sentence.normalized
+    assert (tmp_path / "bundle" / "1_Pooling" / "config.json").is_file()
+
+
 def test_validate_an_adapter(tiny: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", tiny)
     export_onnx(adapter, tmp_path / "bundle")

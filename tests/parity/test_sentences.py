@@ -54,6 +54,7 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
         pooling("cls"),
         Dense(HIDDEN, 24, bias=False, activation_function=torch.nn.Identity()),
     ],
+    "normalized twice": lambda: [pooling("max"), Normalize(), Dense(HIDDEN, 24), Normalize()],
     "two dense layers": lambda: [
         pooling("cls"),
         Dense(HIDDEN, 24, activation_function=torch.nn.GELU()),
@@ -121,6 +122,9 @@ def test_embed_equals_encode_with_prompts_and_truncation(tmp_path: Path) -> None
     assert ours.embed([]).shape == (0, HIDDEN)
     with pytest.raises(InputError, match="no prompt 'passage'; the model has"):
         ours.embed(TEXTS, prompt_name="passage")
+    for size in (0, -5, True, 2.5, "8"):
+        with pytest.raises(InputError, match="truncate_dim is"):
+            ours.embed(TEXTS, truncate_dim=size)  # type: ignore[arg-type]
 
 
 def test_settings_of_the_model_are_its_defaults(tmp_path: Path) -> None:
@@ -139,7 +143,7 @@ def test_settings_of_the_model_are_its_defaults(tmp_path: Path) -> None:
 
 def test_late_interaction_models_have_vectors_of_tokens(tmp_path: Path) -> None:
     dense = Dense(HIDDEN, 16, bias=False, activation_function=torch.nn.Identity(), module_input_name="token_embeddings")
-    pipeline = save_pipeline(tmp_path, dense)
+    pipeline = save_pipeline(tmp_path, dense, prompts={"q": "search for: "}, default_prompt_name="q")
     export_onnx(pipeline, tmp_path / "bundle")
     ids, mask = padded_batch(129, 5000)
     expected = reference(pipeline, "token_embeddings", ids, mask)
@@ -148,7 +152,9 @@ def test_late_interaction_models_have_vectors_of_tokens(tmp_path: Path) -> None:
         assert found.shape == (4, 129, 16)
         assert error(found, expected, mask) <= allowed_error(expected)
     model = load(tmp_path / "bundle")
-    assert model(TEXTS)[0].shape[1] == 16
+    theirs = SentenceTransformer(str(pipeline), device="cpu").encode(TEXTS, output_value="token_embeddings")
+    for ours, expected in zip(model(TEXTS), theirs, strict=True):
+        assert np.abs(ours - expected.numpy()).max() <= 1e-5
     with pytest.raises(InputError, match="no embeddings of texts"):
         model.embed(TEXTS)
 
@@ -187,6 +193,23 @@ def test_cross_encoder_takes_pairs(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["predict", str(tmp_path / "bundle"), "--query", "which bank", "--json", *TEXTS])
     scores = [json.loads(line)["score"] for line in result.stdout.splitlines()]
     assert scores == pytest.approx(found, abs=1e-6)
+
+
+def test_cross_encoder_with_a_function_of_its_own(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    checkpoint = save_checkpoint(tmp_path / "model", vocab_size=5000, num_labels=1)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EXAMPLE / name, checkpoint)
+    theirs = CrossEncoder(str(checkpoint), device="cpu", activation_fn=torch.nn.Identity())
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    export_onnx(tmp_path / "saved", tmp_path / "bundle")
+    pairs = [("which bank", text) for text in TEXTS]
+    found = [answer["score"] for answer in load(tmp_path / "bundle")(pairs)]
+    assert found == pytest.approx(theirs.predict(pairs).tolist(), abs=1e-5)
+    edit_json(tmp_path / "saved" / "config_sentence_transformers.json", default_prompt_name="q")
+    with pytest.raises(CheckpointError, match="default_prompt_name is 'q'"):
+        export_onnx(tmp_path / "saved", tmp_path / "other")
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -108,6 +108,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "labels that are a list": ({"id2label": ["a", "b"]}, "id2label"),
     "num_labels against id2label": ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels is 3"),
     "labels against the weights": ({"id2label": {"0": "a"}}, "1 labels and classifier.weight 2 rows"),
+    "a problem type that is a list": ({"problem_type": ["regression"]}, "problem_type is ['regression']"),
+    "an architecture that is a list": ({"architectures": [["x"]]}, "architectures is [['x']]"),
+    "a function that is a list": ({"sentence_transformers": {"activation_fn": ["x"]}}, "activation_fn is ['x']"),
     "a cross-encoder's function": (
         {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}},
         "activation_fn",

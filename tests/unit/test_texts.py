@@ -8,9 +8,12 @@ from mbexport.errors import InputError
 from mbexport.texts import read_texts
 
 READ = {
-    "a.txt": ("one\n\ntwo\r\nthree", ["one", "two", "three"]),
+    "a.txt": ("one\n\ntwo\u2028still\r\nthree\n", ["one", "", "two\u2028still", "three"]),
+    "b.TXT": ("\ufeffone", ["one"]),
     "a.jsonl": ('"one"\n{"text": "two\\nlines", "label": "x"}\n\n', ["one", "two\nlines"]),
     "a.json": ('["one", {"text": "two"}]', ["one", "two"]),
+    "long.csv": ("text\n" + "x" * 200_000, ["x" * 200_000]),
+    "pairs.jsonl": ('{"text": "q", "text_pair": "c"}\n{"text": "q", "text_pair": null}', [("q", "c"), "q"]),
     "a.csv": ('label,text\nx,"one, with a comma"\ny,two\n', ["one, with a comma", "two"]),
 }
 REFUSED = {

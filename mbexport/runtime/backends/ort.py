@@ -11,6 +11,8 @@ import onnxruntime
 
 from mbexport.errors import BackendError
 
+onnxruntime.disable_telemetry_events()
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -27,7 +29,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, graph: Path, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and said once
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -40,8 +42,8 @@ class OnnxRuntimeBackend:
         self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
 
     def width(self, output: str) -> int:
-        """Size of an output's last axis."""
-        return self._widths[output]
+        """Size of an output's last axis, 0 where the graph has no such output."""
+        return self._widths.get(output, 0)
 
     def run(
         self,
