@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,8 +37,8 @@ def entities(logits: FloatArray, encoded: Encoded, text: str, labels: Sequence[s
     """Entities of one text, in order, none overlapping.
 
     A word takes the label of its first token, the one that training labels. Words begin where
-    the tokenizer says, after blanks (some tokenizers split nowhere else), and at each character
-    of scripts without blanks. Words of one entity are joined as BIO, BIOES or BILOU tags say,
+    the tokenizer says, at blanks and punctuation (some tokenizers split nowhere), and at each
+    character of scripts without blanks. Words of one entity are joined as BIO, BIOES or BILOU tags say,
     or, without tags, while labels are equal.
 
     Args:
@@ -93,8 +94,13 @@ def _continues(piece: _Piece, before: _Piece, text: str) -> bool:
         return True
     if not text[before.start : before.end].strip():  # a blank that is a token of its own, at a word's head
         return True
-    blank = text[piece.start].isspace() or text[piece.start - 1].isspace()
-    return not blank and not UNSPACED.match(text[piece.start])
+    first, last = text[piece.start], text[piece.start - 1]
+    apart = first.isspace() or last.isspace() or _is_punctuation(first) or _is_punctuation(last)
+    return not apart and not UNSPACED.match(first)
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")
 
 
 def _parse(label: str, *, tagged: bool) -> tuple[str, str]:

@@ -85,13 +85,13 @@ def tokenizer_without_words() -> Tokenizer:
     """No pre-tokenizer, as converted SentencePiece tokenizers of the Llama kind: one word for all."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    texts = ["Ann lives in Paris with Bob"] * 20
+    texts = ["Ann lives in Paris, with Bob"] * 20
     tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=40, show_progress=False))
     return tokenizer
 
 
 def test_words_of_a_tokenizer_that_splits_none() -> None:
-    text = "Ann lives in Paris with Bob"
+    text = "Ann lives in Paris, with Bob"
     labels = {0: "B-PER", text.index("Paris"): "B-LOC", text.index("Bob"): "B-PER"}
     found = one_label_a_token(text, labels, ["O", "B-PER", "I-PER", "B-LOC"], tokenizer_without_words())
     assert found == ["Ann", "Paris", "Bob"]
