@@ -97,7 +97,7 @@ def validate(  # noqa: PLR0913 (one parameter an option)
             bundle, checkpoint=checkpoint, base=base, reference=reference, texts=texts, max_length=max_length,
             report=report, progress=progress,
         )  # fmt: skip
-    if min(max_length, result.longest) <= VISIBLE_ABOVE:
+    if result.longest <= VISIBLE_ABOVE:
         note(f"no input was longer than {result.longest} tokens: a lost window cannot be seen there", quiet=quiet)
     if not result.recorded:
         note(f"{bundle} cannot be written to, so the result is not recorded there", quiet=quiet)

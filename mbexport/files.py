@@ -26,20 +26,29 @@ def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
     Raises:
         error: the file is missing, larger than 16 MiB, not JSON, or no object.
     """
+    value = read_json_value(path, error)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_json_value(path: Path, error: type[MbexportError]) -> Any:
+    """The JSON value in ``path``, of whatever kind.
+
+    Raises:
+        error: the file is missing, larger than 16 MiB, or not JSON.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are read")
-        value = json.loads(path.read_text("utf-8-sig"))
+        return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror}") from cause
     except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, nested too deep
         raise error(f"{path} is not valid JSON: {cause}") from cause
-    if not isinstance(value, dict):
-        raise error(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def to_json(value: Any) -> str:
@@ -55,12 +64,13 @@ def to_json(value: Any) -> str:
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
+def sha256(*paths: Path) -> str:
+    """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

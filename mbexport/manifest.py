@@ -118,6 +118,13 @@ class Manifest:
     notes: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    @property
+    def answer_outputs(self) -> tuple[str, ...] | None:
+        """The graph outputs that answers are made of; None for all there are."""
+        if self.sentence is None:
+            return None
+        return ("token_embeddings",) if self.pooling is None else ("sentence_embedding",)
+
     def to_json(self) -> str:
         """The manifest as indented JSON, a line break at its end."""
         return to_json(dataclasses.asdict(self)) + "\n"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbexport.checkpoint.fields import Fields
 from mbexport.errors import CheckpointError
-from mbexport.files import MAX_JSON_BYTES, read_json
+from mbexport.files import read_json, read_json_value
 
 MODULES, SETTINGS, TRANSFORMER_SETTINGS = (
     "modules.json",
@@ -92,18 +91,13 @@ class SentenceSpec:
 
 
 def read_modules(directory: Path) -> list[dict[str, str]] | None:
-    """The modules after the transformer, None where modules.json lists none.
+    """The modules after the transformer that a directory's modules.json lists, None where it lists none.
 
     Raises:
         CheckpointError: modules.json is damaged, or has the transformer elsewhere.
     """
     path = directory / MODULES
-    if not path.is_file():
-        return None
-    try:
-        modules = json.loads(path.read_text("utf-8")) if path.stat().st_size <= MAX_JSON_BYTES else None
-    except (ValueError, RecursionError) as cause:
-        raise CheckpointError(f"{path} is not valid JSON: {cause}") from cause
+    modules = read_json_value(path, CheckpointError)
     entries = modules if isinstance(modules, list) else []
     if not entries or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in entries):
         raise CheckpointError(f"{path} is no list of modules; save the model again")

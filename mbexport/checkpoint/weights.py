@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from mbexport.checkpoint.sentence_config import DenseSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import CheckpointError
-from mbexport.files import read_json
+from mbexport.files import read_json, sha256
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -207,12 +206,7 @@ class Weights:
 
     def sha256(self) -> str:
         """SHA-256 over all files that weights come from: the model's in the order of their names, then others."""
-        digest = hashlib.sha256()
-        for file in (*self.files, *self.further_files):
-            with file.open("rb") as stream:
-                while chunk := stream.read(2**20):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return sha256(*self.files, *self.further_files)
 
 
 def read_tensors(file: Path) -> dict[str, FloatArray]:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
+from mbexport.graph.layers import norm_weights
 from mbexport.graph.windows import build_windows
 
 # What the mask channel of a padded key holds. Every score against it is this times the
@@ -82,8 +83,7 @@ class FusedDialect:
     def add_norm(self, hidden: ir.Value, update: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
         """See :meth:`mbexport.graph.dialect.Dialect.add_norm`."""
         b = self._b
-        bias = b.weight(f"{norm}.bias") if b.has_weight(f"{norm}.bias") else None
-        operands = [update, hidden, b.weight(f"{norm}.weight")] + ([bias] if bias is not None else [])
+        operands = [update, hidden, *norm_weights(b, norm)]
         normed, mean, deviation, total = b.multi(
             "SkipLayerNormalization", *operands, outputs=4, name=norm.rsplit(".", 1)[-1], domain=MICROSOFT,
             epsilon=self._spec.norm_eps,

@@ -23,9 +23,15 @@ def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
 
 def layer_norm(b: GraphBuilder, x: ir.Value, path: str, eps: float) -> ir.Value:
     """Layer normalization over the last axis, with or without a bias; the shape stays."""
-    bias = b.weight(f"{path}.bias") if b.has_weight(f"{path}.bias") else None
-    operands = [x, b.weight(f"{path}.weight")] + ([bias] if bias is not None else [])
-    return b.op("LayerNormalization", *operands, name=path.rsplit(".", 1)[-1], axis=-1, epsilon=eps)
+    return b.op("LayerNormalization", x, *norm_weights(b, path), name=path.rsplit(".", 1)[-1], axis=-1, epsilon=eps)
+
+
+def norm_weights(b: GraphBuilder, path: str) -> list[ir.Value]:
+    """The weight of a norm and, where it has one, its bias; each [hidden]."""
+    weights = [b.weight(f"{path}.weight")]
+    if b.has_weight(f"{path}.bias"):
+        weights.append(b.weight(f"{path}.bias"))
+    return weights
 
 
 def activation(b: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mbexport.checkpoint.adapters import MergedWeights
 from mbexport.checkpoint.load import Checkpoint
-from mbexport.checkpoint.weights import COMPILED_PREFIX, WRAPPER_PREFIX
+from mbexport.checkpoint.weights import WRAPPER_PREFIX, Weights
 from mbexport.errors import InputError
 from mbexport.optional import require
 from mbexport.options import REFERENCES
@@ -129,13 +128,10 @@ class TorchReference:
             values = outputs.logits if self._task == "token-classification" else outputs.last_hidden_state
         return values.flatten(0, 1)[tokens]
 
-    @contextlib.contextmanager
-    def _kernel(self) -> Iterator[None]:
+    def _kernel(self) -> contextlib.AbstractContextManager[None]:
         if self._implementation == "sdpa":
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                yield
-        else:
-            yield
+            return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+        return contextlib.nullcontext()
 
 
 def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -148,7 +144,7 @@ def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         named = {name: torch.from_numpy(array) for name, array in checkpoint.weights.read(checkpoint.weights.names())}
     else:
         named = {
-            name.replace(COMPILED_PREFIX, "").removeprefix(WRAPPER_PREFIX): tensor.float()
+            Weights.canonical(name): tensor.float()
             for file in checkpoint.weights.files
             for name, tensor in load_file(file).items()
         }

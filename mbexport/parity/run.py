@@ -40,7 +40,7 @@ def run_validation(
     Args:
         bundle: the bundle.
         checkpoint: what it was exported from.
-        reference: one of ``mbexport.parity.references.REFERENCES``.
+        reference: one of ``mbexport.options.REFERENCES``.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no longer inputs than this.
         progress: called after each forward pass.
@@ -67,7 +67,7 @@ def run_validation(
 
     parities = []
     for graph in manifest.graphs:
-        run = _graph_runner(bundle, graph, checkpoint.spec)
+        run = _graph_runner(bundle, graph, manifest.answer_outputs)
         found = [done.after(case, places[n], run, graph.file) for n, case in enumerate(cases)]
         parities.append(compare(graph.file, cases, places, expected, found, predicts=predicts, reference_error=error))
     passed, longest = all(parity.passed for parity in parities), max(case.length for case in cases)
@@ -102,11 +102,8 @@ def _predicts(spec: ModelSpec) -> str | None:
     return "outputs" if spec.head is not None and spec.head.outputs > 1 else None
 
 
-def _graph_runner(bundle: Path, graph: Graph, spec: ModelSpec) -> Runner:
+def _graph_runner(bundle: Path, graph: Graph, wanted: Sequence[str] | None) -> Runner:
     backend = OnnxRuntimeBackend(bundle / graph.file)
-    wanted = None
-    if spec.sentence is not None:
-        wanted = ["token_embeddings" if spec.sentence.pooling is None else "sentence_embedding"]
 
     def run(case: Case, places: IntArray | None) -> FloatArray:
         if graph.selects_tokens:

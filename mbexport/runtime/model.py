@@ -47,7 +47,6 @@ class Model:
         self._encoder = encoder
         self._backend = backend
         self._lock = threading.Lock()
-        self._wanted = _wanted_outputs(manifest)
         self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
     def __call__(self, texts: Sequence[Any]) -> list[Any]:
@@ -206,7 +205,7 @@ class Model:
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]], group: Sequence[int]) -> list[dict[str, FloatArray]]:
         """One forward pass, ids [batch, tokens]; ``group`` names the texts for errors."""
         if self._mask_id is None:
-            outputs = self._backend.run(ids, np.ones_like(ids), wanted=self._wanted)
+            outputs = self._backend.run(ids, np.ones_like(ids), wanted=self.manifest.answer_outputs)
             return [{name: values[row] for name, values in outputs.items()} for row in range(len(ids))]
         masks = ids == self._mask_id
         for number, count in zip(group, masks.sum(axis=1), strict=True):
@@ -235,13 +234,6 @@ def _items(texts: object) -> list[Any]:
     if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
         raise InputError(f"texts is a {type(texts).__name__}, expected a list of texts: [text]")
     return [tuple(item) if isinstance(item, list) and len(item) == 2 else item for item in texts]
-
-
-def _wanted_outputs(manifest: Manifest) -> tuple[str, ...] | None:
-    """The outputs that answers are made of; None for all."""
-    if manifest.sentence is None:
-        return None
-    return ("token_embeddings",) if manifest.pooling is None else ("sentence_embedding",)
 
 
 def load(
