@@ -166,7 +166,7 @@ def test_validate_fails_on_a_faulty_graph(fault: str, tmp_path: Path) -> None:
         ignore_the_mask(bundle / "onnx" / "model_ort.onnx")
     if fault == "weights":
         model = onnx.load(bundle / "onnx" / "model.onnx", load_external_data=False)
-        tensor = next(t for t in model.graph.initializer if t.name == "layers.2.attn.Wqkv.weight")
+        tensor = next(t for t in model.graph.initializer if t.name == "layers.2.attn.Wk.weight")
         offset = int(next(entry.value for entry in tensor.external_data if entry.key == "offset"))
         data = np.memmap(bundle / "onnx" / "model.onnx_data", np.float32, "r+")
         data[offset // 4] = np.nan

@@ -15,6 +15,8 @@ from mbexport.files import HashedFile, Progress
 from mbexport.graph.rope import rope_tables
 from mbexport.manifest import WeightsFile
 
+# Projections that a checkpoint stores as one matrix, by rows. Multiplied apart, they need no split of the product.
+SEPARATED = {"Wqkv": ("Wq", "Wk", "Wv"), "Wi": ("Wi_input", "Wi_gate")}
 ALIGNMENT = 4096  # a page, so that a runtime can map each tensor as it lies
 FloatArray = npt.NDArray[np.float32]
 
@@ -38,7 +40,8 @@ def write_fp32_weights(
         OSError: the file cannot be written.
     """
     placed: dict[str, ir.TensorProtocol] = {}
-    total = len(expected_tensors(spec)) + 2 * (spec.has_global + spec.has_local)
+    expected = expected_tensors(spec)
+    total = sum(len(_part_names(name)) for name in expected) + 2 * (spec.has_global + spec.has_local)
     with HashedFile(path) as file:
         for name, array in _all_tensors(spec, weights):
             file.write(bytes(-file.bytes % ALIGNMENT))
@@ -54,7 +57,9 @@ def write_fp32_weights(
 
 def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, FloatArray]]:
     for name, array in weights.read(list(expected_tensors(spec))):
-        yield name, array.T if is_linear(name, array.shape) else array
+        parts = _part_names(name)
+        for part, values in zip(parts, np.split(array, len(parts)), strict=True):
+            yield part, values.T if is_linear(name, array.shape) else values
     for kind, used, rope in (
         ("global", spec.has_global, spec.global_rope),
         ("local", spec.has_local, spec.local_rope),
@@ -63,3 +68,10 @@ def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, Float
             cos, sin = rope_tables(rope, spec.head_dim, spec.max_positions)
             yield f"rope.{kind}.cos", cos
             yield f"rope.{kind}.sin", sin
+
+
+def _part_names(name: str) -> list[str]:
+    """The tensors that one of a checkpoint becomes: the joined projections come apart, by SEPARATED."""
+    path, _, kind = name.rpartition(".")
+    module, _, joined = path.rpartition(".")
+    return [f"{module}.{part}.{kind}" for part in SEPARATED[joined]] if joined in SEPARATED else [name]

@@ -13,8 +13,7 @@ from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import BundleError
 from mbexport.files import Progress, new_directory, no_progress, sha256, to_json, write_atomically
-from mbexport.graph.builder import OPSET
-from mbexport.graph.encoder import build_graph
+from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import FILE_NAME, Graph, Manifest, Sentence, Source, WeightsFile, write
 from mbexport.version import __version__
 
@@ -104,7 +103,7 @@ def _write_graph(
 ) -> Graph:
     model = build_graph(checkpoint.spec, placed, dialect, __version__, selects_tokens=selects)
     ir.save(model, directory / file)
-    return Graph(file, "fp32", dialect, OPSET, sha256(directory / file), selects)
+    return Graph(file, "fp32", dialect, DIALECTS[dialect].opset, sha256(directory / file), selects)
 
 
 def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:

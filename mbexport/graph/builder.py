@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ from onnx_ir.tape import Tape
 
 from mbexport.errors import GraphError
 
-OPSET = 20  # the first with Gelu; ONNX Runtime 1.18, OpenVINO 2024 and TensorRT 10 read it
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
@@ -29,7 +28,7 @@ class GraphBuilder:
 
     def __init__(self, weights: Mapping[str, ir.TensorProtocol]) -> None:
         self._weights = weights
-        self._tape = Tape()
+        self._main = self._tape = Tape()  # what is recorded into; the main one keeps all weights and constants
         self._scopes: list[str] = []
         self._names: set[str] = set()
         self._initializers: dict[str, ir.Value] = {}
@@ -79,6 +78,27 @@ class GraphBuilder:
             value.name = path if number == 0 else f"{path}:{number}"
         return values
 
+    def choose(
+        self, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value], *, name: str
+    ) -> ir.Value:
+        """Record an If: only the branch that a call needs is computed in it.
+
+        Args:
+            condition: bool scalar.
+            then: records the branch of a true condition; returns its value, made inside.
+            otherwise: the same for a false one.
+            name: unique within the scope, and the scope of what the branches record.
+        """
+        branches: dict[str, Any] = {}
+        for key, record in (("then", then), ("else", otherwise)):
+            outer, self._tape = self._tape, Tape()
+            with self.scope(f"{name}_{key}"):
+                value = record()
+            path = self._unique(f"{name}_{key}")
+            branches[f"{key}_branch"] = ir.Graph([], [value], nodes=self._tape.nodes, name=path)
+            self._tape = outer
+        return self.op("If", condition, name=name, **branches)
+
     def weight(self, name: str) -> ir.Value:
         """A tensor of the checkpoint (or made from it), by name.
 
@@ -88,7 +108,7 @@ class GraphBuilder:
         if name not in self._initializers:
             if name not in self._weights:
                 raise GraphError(f"the graph asks for the weight {name}, which was not prepared")
-            self._initializers[name] = self._tape.initializer(self._weights[name], name=name)
+            self._initializers[name] = self._main.initializer(self._weights[name], name=name)
         return self._initializers[name]
 
     def has_weight(self, name: str) -> bool:
@@ -102,7 +122,7 @@ class GraphBuilder:
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """A small tensor stored in the graph itself, shared by name."""
         if name not in self._initializers:
-            self._initializers[name] = self._tape.initializer(ir.tensor(array, name=name), name=name)
+            self._initializers[name] = self._main.initializer(ir.tensor(array, name=name), name=name)
         return self._initializers[name]
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
@@ -118,8 +138,13 @@ class GraphBuilder:
         value.shape = ir.Shape(list(shape))
         self._outputs.append(value)
 
-    def build(self, graph_name: str, producer_version: str) -> ir.Model:
+    def build(self, graph_name: str, producer_version: str, opset: int) -> ir.Model:
         """The finished model.
+
+        Args:
+            graph_name: written into it.
+            producer_version: written into it.
+            opset: the version of the standard operators.
 
         Raises:
             GraphError: a prepared weight is not used, so part of the model is missing.
@@ -127,14 +152,14 @@ class GraphBuilder:
         unused = sorted(set(self._weights) - set(self._initializers))
         if unused:
             raise GraphError(f"weights that no node uses: {', '.join(unused[:5])} ({len(unused)} in all)")
-        opsets = {"": OPSET}
-        if any(node.domain == MICROSOFT for node in self._tape.nodes):
+        opsets = {"": opset}
+        if any(node.domain == MICROSOFT for node in self._main.nodes):
             opsets[MICROSOFT] = 1
         graph = ir.Graph(
             self._inputs,
             self._outputs,
-            nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
+            nodes=self._main.nodes,
+            initializers=self._main.initializers,
             opset_imports=opsets,
             name=graph_name,
         )

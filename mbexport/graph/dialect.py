@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -11,10 +11,13 @@ from mbexport.graph.builder import GraphBuilder
 
 
 class Dialect(Protocol):
-    """Attention and residual-plus-norm, as one runtime computes them best.
+    """Attention, as one runtime computes it best.
 
     One object serves one graph: it is given the mask first and keeps what layers share.
+    ``opset`` is the version of the standard operators that it uses.
     """
+
+    opset: ClassVar[int]
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         """Build what all layers share.
@@ -25,14 +28,5 @@ class Dialect(Protocol):
             attention_mask: bool [batch, sequence], true for real tokens.
         """
 
-    def attention(self, qkv: ir.Value, *, is_global: bool) -> ir.Value:
-        """qkv [batch, sequence, 3 * hidden] -> the attended values [batch, sequence, hidden]."""
-
-    def add_norm(self, hidden: ir.Value, update: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
-        """(layer norm of the sum, the sum), each [batch, sequence, hidden].
-
-        Args:
-            hidden: the residual stream.
-            update: what a block adds to it.
-            norm: path of the norm's weights.
-        """
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *, is_global: bool) -> ir.Value:
+        """Queries, keys and values -> the attended values, each [batch, sequence, hidden]."""

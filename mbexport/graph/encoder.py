@@ -51,30 +51,28 @@ def build_graph(
         add_selecting_head(b, spec, hidden)
     else:
         add_head(b, spec, hidden, real)
-    return b.build("modernbert", producer_version)
+    return b.build("modernbert", producer_version, DIALECTS[dialect].opset)
 
 
 def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, input_ids: ir.Value) -> ir.Value:
     """input_ids [batch, sequence] -> last hidden state [batch, sequence, hidden].
 
-    Pre-norm: each block reads the norm of the residual stream and adds to the stream. The
-    norm that a block's sum feeds belongs to the block that follows, so that sum and norm
-    can be one operator; the last one is the final norm.
+    Pre-norm: each block reads the norm of the residual stream and adds to the stream.
     """
     with b.scope("embeddings"):
         tokens = b.op("Gather", b.weight("embeddings.tok_embeddings.weight"), input_ids, name="tok_embeddings")
         hidden = layer_norm(b, tokens, "embeddings.norm", spec.norm_eps)
-    normed = hidden  # the first layer's attention has no norm of its own
     for number, is_global in enumerate(spec.layer_is_global):
         path = f"layers.{number}"
-        last = number == spec.num_layers - 1
-        with b.scope(f"layers.{number}"):
+        with b.scope(path):
+            # The first layer's attention has no norm of its own: the embeddings' norm serves it.
+            normed = layer_norm(b, hidden, f"{path}.attn_norm", spec.norm_eps) if number else hidden
             with b.scope("attn"):
-                qkv = linear(b, normed, f"{path}.attn.Wqkv")
-                attended = linear(b, dialect.attention(qkv, is_global=is_global), f"{path}.attn.Wo")
-            normed, hidden = dialect.add_norm(hidden, attended, f"{path}.mlp_norm")
+                q, k, v = (linear(b, normed, f"{path}.attn.{name}") for name in ("Wq", "Wk", "Wv"))
+                attended = linear(b, dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.Wo")
+            hidden = b.op("Add", hidden, attended, name="attn_residual")
+            normed = layer_norm(b, hidden, f"{path}.mlp_norm", spec.norm_eps)
             with b.scope("mlp"):
                 update = gated_mlp(b, normed, f"{path}.mlp", spec.activation)
-            following = "final_norm" if last else f"layers.{number + 1}.attn_norm"
-            normed, hidden = dialect.add_norm(hidden, update, following)
-    return normed
+            hidden = b.op("Add", hidden, update, name="mlp_residual")
+    return layer_norm(b, hidden, "final_norm", spec.norm_eps)

@@ -1,28 +1,34 @@
-"""The ONNX Runtime dialect: its fused operators, for its CPU and CUDA providers."""
+"""The ONNX Runtime dialect: the operators that are fastest there, some of them its own."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
-from mbexport.graph.layers import norm_weights
-from mbexport.graph.windows import build_windows
+from mbexport.graph.windows import BlockSizes, build_windows, mask_bias
 
 # What the mask channel of a padded key holds. Every score against it is this times the
 # attention scale: far below any real score, and finite.
 MASK_CHANNEL = -1e30
+LONGEST_WITH_SCORES = 1024  # tokens; global attention beyond holds no [sequence, sequence] tensor
+SIZES = BlockSizes(queries=64, most_alone=256)  # measured; benchmarks/NOTES.md has the figures
 
 
 class FusedDialect:
     """See :class:`mbexport.graph.dialect.Dialect`.
 
-    Global attention carries the padding as one more channel of queries (1) and keys (0 or
-    MASK_CHANNEL), values unchanged. Scores of real keys stay exactly what they were, those
-    of padding vanish in the softmax, and without a mask operand ONNX Runtime takes its
-    flash kernel, which never holds a [sequence, sequence] tensor.
+    Local layers, and global ones of texts up to LONGEST_WITH_SCORES, take the standard
+    Attention with a bias. Longer texts take MultiHeadAttention, which without a mask operand
+    is a flash kernel. Their padding is one more channel of queries (1) and keys (0 or
+    MASK_CHANNEL), values unchanged: scores of real keys stay what they were, those of padding
+    vanish in the softmax. Without padding there is no such channel.
     """
+
+    opset: ClassVar[int] = 23  # the first with Attention; ONNX Runtime 1.23 reads it
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b
@@ -30,10 +36,37 @@ class FusedDialect:
         self._first_position = b.ints(0)  # one number: positions count up from it
         if spec.has_local:
             with b.scope("local_attention"):
-                self._windows = build_windows(b, attention_mask, spec, (spec.hidden_size,))
+                self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
         if spec.has_global:
             with b.scope("global_attention"):
+                self._build_conditions(attention_mask)
+                self._build_global_bias(attention_mask)
                 self._build_mask_channels(attention_mask)
+
+    def _build_conditions(self, attention_mask: ir.Value) -> None:
+        """long and padded, bool scalars."""
+        b = self._b
+        self._length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+        long = b.op("Greater", self._length, b.ints(LONGEST_WITH_SCORES), name="longer")
+        self._long = b.op("Squeeze", long, b.ints(0), name="long")
+        numbers = b.op("Cast", attention_mask, name="mask_numbers", to=ir.DataType.INT32)
+        all_real = b.op(
+            "Cast", b.op("ReduceMin", numbers, name="least", keepdims=0), name="all_real", to=ir.DataType.BOOL
+        )
+        self._padded = b.op("Not", all_real, name="padded")
+
+    def _build_global_bias(self, attention_mask: ir.Value) -> None:
+        """[batch, 1, sequence, sequence] for a short text; its queries' axis is not expanded for a long one."""
+        b = self._b
+        keys = b.op(
+            "Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_keys"
+        )  # [batch, 1, 1, sequence]
+
+        def expanded() -> ir.Value:
+            shape = b.op("Concat", b.ints(1, 1), self._length, b.ints(1), name="shape", axis=0)
+            return b.op("Expand", keys, shape, name="by_query")
+
+        self._bias = b.choose(self._long, lambda: b.op("Identity", keys, name="unused"), expanded, name="bias_rows")
 
     def _build_mask_channels(self, attention_mask: ir.Value) -> None:
         """query_channel and key_channel, each [batch, sequence, heads, 1]."""
@@ -46,25 +79,55 @@ class FusedDialect:
         shape = b.op("Shape", self._key_channel, name="channel_shape")
         self._query_channel = b.op("Expand", b.constant("one_float", np.float32(1)), shape, name="query_channel")
 
-    def attention(self, qkv: ir.Value, *, is_global: bool) -> ir.Value:
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *, is_global: bool) -> ir.Value:
         """See :meth:`mbexport.graph.dialect.Dialect.attention`."""
         b = self._b
-        q, k, v = b.multi("Split", qkv, outputs=3, name="split_qkv", axis=-1, num_outputs=3)
         q, k = self._rotate(q, "q", is_global), self._rotate(k, "k", is_global)
         if is_global:
-            q = self._append_channel(q, self._query_channel, "q")
-            k = self._append_channel(k, self._key_channel, "k")
-            return self._multi_head(q, k, v)
-        windows = self._windows
-        q = windows.queries(b, q)
-        k = windows.keys(b, k, "k")
-        v_blocks = windows.keys(b, v, "v")
-        return windows.join(b, self._multi_head(q, k, v_blocks, windows.bias), v)
+            return b.choose(
+                self._long,
+                lambda: b.choose(
+                    self._padded, lambda: self._padded_flash(q, k, v), lambda: self._flash(q, k, v), name="flash"
+                ),
+                lambda: self._attend(q, k, v, self._bias),
+                name="out",
+            )
+        blind = self._windows.blind
+        if blind is None:
+            return self._local(q, k, v)
+        return b.choose(
+            blind.any,
+            lambda: blind.fill(b, self._local(q, k, v), v),
+            lambda: self._local(q, k, v),
+            name="filled_or_not",
+        )
+
+    def _local(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        b, windows = self._b, self._windows
+
+        def by_blocks() -> ir.Value:
+            blocks = windows.queries(b, q), windows.keys(b, k, "k"), windows.keys(b, v, "v")
+            return windows.join(b, self._attend(*blocks, windows.bias))
+
+        return b.choose(windows.several, by_blocks, lambda: self._attend(q, k, v, windows.bias), name="out")
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
         kind = "global" if is_global else "local"
         cos, sin = self._b.weight(f"rope.{kind}.cos"), self._b.weight(f"rope.{kind}.sin")
         return self._b.op("RotaryEmbedding", x, self._first_position, cos, sin, name=f"{name}_rope", domain=MICROSOFT)
+
+    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value) -> ir.Value:
+        """q [rows, queries, hidden], k and v [rows, keys, hidden], bias [rows, 1, queries, keys] -> as q."""
+        heads = self._spec.num_heads
+        return self._b.op(
+            "Attention", q, k, v, bias, name="attended",
+            q_num_heads=heads, kv_num_heads=heads, scale=self._spec.head_dim**-0.5,
+        )  # fmt: skip
+
+    def _padded_flash(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        return self._flash(
+            self._append_channel(q, self._query_channel, "q"), self._append_channel(k, self._key_channel, "k"), v
+        )
 
     def _append_channel(self, x: ir.Value, channel: ir.Value, name: str) -> ir.Value:
         """[batch, sequence, hidden] -> [batch, sequence, heads * (head_dim + 1)]."""
@@ -73,20 +136,8 @@ class FusedDialect:
         extended = b.op("Concat", by_head, channel, name=f"{name}_extended", axis=-1)
         return b.op("Reshape", extended, b.ints(0, 0, heads * (size + 1)), name=f"{name}_masked")
 
-    def _multi_head(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value | None = None) -> ir.Value:
-        operands = [q, k, v] if bias is None else [q, k, v, None, None, bias]
+    def _flash(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         return self._b.op(
-            "MultiHeadAttention", *operands, name="attended" if bias else "out", domain=MICROSOFT,
+            "MultiHeadAttention", q, k, v, name="attended", domain=MICROSOFT,
             num_heads=self._spec.num_heads, scale=self._spec.head_dim**-0.5,
         )  # fmt: skip
-
-    def add_norm(self, hidden: ir.Value, update: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
-        """See :meth:`mbexport.graph.dialect.Dialect.add_norm`."""
-        b = self._b
-        operands = [update, hidden, *norm_weights(b, norm)]
-        normed, mean, deviation, total = b.multi(
-            "SkipLayerNormalization", *operands, outputs=4, name=norm.rsplit(".", 1)[-1], domain=MICROSOFT,
-            epsilon=self._spec.norm_eps,
-        )  # fmt: skip
-        mean.name = deviation.name = ""  # optional outputs, left out
-        return normed, total

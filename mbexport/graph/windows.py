@@ -1,15 +1,15 @@
 """Local attention by blocks: which tokens each block of queries sees, and which of them count.
 
-Queries are taken in blocks of ``block`` tokens. A block sees its own tokens and
-``block / 2`` more on either side, so 2 * block keys, whatever the length of the text:
+Queries are taken in blocks. A block sees its own tokens and ``half_window`` more on either
+side, so block + 2 * half_window keys, whatever the length of the text:
 
     keys of block 1     |----|--------|----|
     queries      |--block 0--|--block 1--|--block 2--|
 
-A text no longer than a block is one block of its own length that sees itself. Within those
-keys, query i sees key j where |i - j| <= half_window and j is no padding. The keys are
-gathered by position; positions before the first and after the last token are clipped into
-the text and masked. No tensor has two axes that grow with the length beyond a block.
+A short text is one block of its own length that sees itself. Within those keys, query i
+sees key j where |i - j| <= half_window and j is no padding. The keys are gathered by
+position; positions before the first and after the last token are clipped into the text and
+masked. No tensor has two axes that grow with the length beyond a block.
 """
 
 from __future__ import annotations
@@ -22,33 +22,39 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
 
-SMALLEST_BLOCK = 128
 MASKED = float(np.finfo(np.float32).min)  # finite: a row with nothing to see stays a number
 
 
-def block_size(half_window: int) -> int:
-    """Queries per block of a text that has several: half a block on either side must cover the window."""
-    return max(SMALLEST_BLOCK, 2 * half_window)
+@dataclass(frozen=True)
+class BlockSizes:
+    """How many queries make a block, and the longest text that is one block by itself.
+
+    ``most_alone`` is at least ``queries``. Both are a matter of speed only.
+    """
+
+    queries: int
+    most_alone: int
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What all local layers share; ``span`` is the number of keys that a block sees.
+    """What all local layers share; ``block`` queries see ``span`` keys.
 
-    query_positions [blocks * block], key_positions [blocks * span]: int64 positions to gather;
-    bias [batch * blocks, 1, block, span]: 0 where a query sees a key, else MASKED; sighted:
-    bool [batch, sequence, 1], false for a query that sees no key; length [1]: tokens per row of
-    the input; the shapes are targets of reshapes.
+    several: bool scalar, whether the text has more than one block. query_positions
+    [blocks * block], key_positions [blocks * span], order [sequence]: int64 positions to gather.
+    bias [batch * blocks, 1, block, span]: 0 where a query sees a key, else MASKED. The shapes
+    are targets of reshapes. blind: None where nothing reads what a blind query becomes.
     """
 
+    several: ir.Value
     query_positions: ir.Value
     key_positions: ir.Value
+    order: ir.Value
     bias: ir.Value
-    sighted: ir.Value
-    length: ir.Value
     query_shape: ir.Value
     key_shape: ir.Value
     joined_shape: ir.Value
+    blind: BlindQueries | None
 
     def queries(self, b: GraphBuilder, x: ir.Value) -> ir.Value:
         """x [batch, sequence, ...] -> [batch * blocks, block, ...]."""
@@ -60,35 +66,49 @@ class Windows:
         gathered = b.op("Gather", x, self.key_positions, name=f"{name}_gathered", axis=1)
         return b.op("Reshape", gathered, self.key_shape, name=f"{name}_blocks")
 
-    def join(self, b: GraphBuilder, attended: ir.Value, v: ir.Value) -> ir.Value:
-        """Blocks of queries [batch * blocks, block, ...] -> [batch, sequence, hidden].
-
-        A query that sees no key stands deep in padding. It takes the mean of all values v
-        [batch, sequence, hidden], as a softmax over equally masked scores gives in
-        transformers' eager attention: pooling reads such a query where a text is padded on
-        the left.
-        """
+    def join(self, b: GraphBuilder, attended: ir.Value) -> ir.Value:
+        """Blocks of queries [batch * blocks, block, ...] -> [batch, sequence, hidden]."""
         rows = b.op("Reshape", attended, self.joined_shape, name="joined_blocks")
-        rows = b.op("Slice", rows, b.ints(0), self.length, b.ints(1), name="joined")
+        return b.op("Gather", rows, self.order, name="joined", axis=1)  # queries after the end are cut off
+
+
+@dataclass(frozen=True)
+class BlindQueries:
+    """Queries deep in padding, that see no key: which, bool [batch, sequence, 1]; any, bool scalar.
+
+    What they become matters only to a classifier that pools the first position, padding or not:
+    their values have a part in the mean that the first position may take.
+    """
+
+    which: ir.Value
+    any: ir.Value
+
+    def fill(self, b: GraphBuilder, attended: ir.Value, v: ir.Value) -> ir.Value:
+        """Blind queries take the mean of all values; each [batch, sequence, hidden].
+
+        So does a softmax over equally masked scores, in transformers' eager attention.
+        """
         mean = b.op("ReduceMean", v, b.ints(1), name="v_mean", keepdims=1)
-        return b.op("Where", self.sighted, rows, mean, name="out")
+        return b.op("Where", self.which, mean, attended, name="filled")
 
 
-def build_windows(b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, trailing: tuple[int, ...]) -> Windows:
+def build_windows(
+    b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, sizes: BlockSizes, trailing: tuple[int, ...]
+) -> Windows:
     """The positions and the mask of all blocks, computed once per call.
 
     Args:
         b: the graph.
         attention_mask: bool [batch, sequence], true for real tokens.
         spec: the model.
+        sizes: of the blocks.
         trailing: the axes after the tokens' in what is gathered, e.g. (heads, head_dim).
     """
-    largest = block_size(spec.half_window)
     batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)
     length = b.op("Shape", attention_mask, name="length", start=1, end=2)
-    block = b.op("Min", length, b.ints(largest), name="block")
-    several = b.op("Greater", length, block, name="several_blocks")
-    reach = b.op("Where", several, b.ints(largest // 2), b.ints(0), name="reach")
+    several = b.op("Greater", length, b.ints(sizes.most_alone), name="several_blocks")
+    block = b.op("Where", several, b.ints(sizes.queries), length, name="block")
+    reach = b.op("Where", several, b.ints(spec.half_window), b.ints(0), name="reach")
     twice = b.op("Add", reach, reach, name="reach_twice")
     span = b.op("Add", block, twice, name="span")
     rounded = b.op("Sub", b.op("Add", length, block, name="length_and_block"), b.ints(1), name="rounded")
@@ -96,7 +116,6 @@ def build_windows(b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, tr
     last = b.op("Sub", length, b.ints(1), name="last")
 
     tokens = _range(b, end, "tokens")
-    query_positions = b.op("Min", tokens, last, name="query_positions")
     starts = b.op("Slice", tokens, b.ints(0), end, b.ints(0), block, name="starts")  # 0, block, 2 * block, ...
     offsets = b.op("Sub", _range(b, span, "span_range"), reach, name="key_offsets")  # [span]
     wanted = b.op("Add", b.op("Unsqueeze", starts, b.ints(1), name="starts_column"), offsets, name="wanted")
@@ -111,32 +130,40 @@ def build_windows(b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, tr
     band = b.op("LessOrEqual", distance, b.ints(spec.half_window), name="band")
     seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, span]
     return Windows(
-        query_positions=query_positions,
+        several=b.op("Squeeze", several, b.ints(0), name="several"),
+        query_positions=b.op("Min", tokens, last, name="query_positions"),
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
+        order=_range(b, length, "order"),
         bias=mask_bias(b, seen),
-        sighted=_sighted(b, seen, batch, length),
-        length=length,
         query_shape=b.op("Concat", b.ints(-1), block, b.ints(*trailing), name="query_shape", axis=0),
         key_shape=b.op("Concat", b.ints(-1), span, b.ints(*trailing), name="key_shape", axis=0),
         joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
+        blind=_find_blind(b, seen, batch, length) if _pools_first_position(spec) else None,
     )
+
+
+def _pools_first_position(spec: ModelSpec) -> bool:
+    """Whether the model reads position 0 of a text even where padding stands there."""
+    return spec.head is not None and spec.head.pooling == "cls" and spec.head.task == "text-classification"
+
+
+def _find_blind(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Value) -> BlindQueries:
+    """seen: bool [batch * blocks, 1, block, span]."""
+    numbers = b.op("Cast", seen, name="seen_numbers", to=ir.DataType.FLOAT)
+    any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
+    by_text = b.op(
+        "Reshape", any_seen, b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0), name="seen_rows"
+    )
+    by_text = b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="seen_tokens")
+    least = b.op("Cast", b.op("ReduceMin", by_text, name="least_seen", keepdims=0), name="all_see", to=ir.DataType.BOOL)
+    sighted = b.op("Cast", by_text, name="sighted", to=ir.DataType.BOOL)
+    return BlindQueries(which=b.op("Not", sighted, name="blind"), any=b.op("Not", least, name="any_blind"))
 
 
 def _range(b: GraphBuilder, end: ir.Value, name: str) -> ir.Value:
     """0, 1, ..., end - 1; end [1]."""
     limit = b.op("Squeeze", end, b.ints(0), name=f"{name}_end")
     return b.op("Range", b.constant("zero", np.int64(0)), limit, b.constant("one", np.int64(1)), name=name)
-
-
-def _sighted(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Value) -> ir.Value:
-    """seen [batch * blocks, 1, block, 2 * block] -> whether a query sees any key, [batch, sequence, 1]."""
-    any_seen = b.op(
-        "ReduceMax", b.op("Cast", seen, name="seen_number", to=ir.DataType.FLOAT), b.ints(-1), name="any_seen"
-    )
-    rows = b.op("Concat", batch, b.ints(-1, 1), name="sighted_shape", axis=0)
-    by_text = b.op("Reshape", any_seen, rows, name="any_seen_rows")
-    by_text = b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="any_seen_tokens")
-    return b.op("Cast", by_text, name="sighted", to=ir.DataType.BOOL)
 
 
 def mask_bias(b: GraphBuilder, seen: ir.Value) -> ir.Value:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from mbexport import export_onnx
+from mbexport.graph.fused import LONGEST_WITH_SCORES
 from tests.checkpoints import edit_config, save_checkpoint, torch_model, torch_output
 from tests.inputs import GRAPHS, SPECIAL_LENGTHS, allowed_error, error, padded_batch, run_graph
 
@@ -55,8 +56,14 @@ def compare(model: Any, bundles: dict[str, Path], ids: np.ndarray, mask: np.ndar
 
 def test_lengths_to_2048_with_every_padding(checkpoint: Path, bundles: dict[str, Path]) -> None:
     model = torch_model(checkpoint)
-    for length in (*SPECIAL_LENGTHS, 512, 1024, 2048):
+    for length in (*SPECIAL_LENGTHS, 512, LONGEST_WITH_SCORES, LONGEST_WITH_SCORES + 1, 2048):
         compare(model, bundles, *padded_batch(length, BASE["vocab_size"]), scale=None)
+
+
+def test_long_text_without_any_padding(checkpoint: Path, bundles: dict[str, Path]) -> None:
+    """The fused graph has a path of its own for it."""
+    ids, mask = padded_batch(LONGEST_WITH_SCORES + 1, BASE["vocab_size"])
+    compare(torch_model(checkpoint), bundles, ids[:1], mask[:1], scale=None)
 
 
 @pytest.mark.slow

@@ -11,34 +11,49 @@ import pytest
 
 from mbexport.checkpoint.spec import parse_config
 from mbexport.graph.builder import GraphBuilder
-from mbexport.graph.windows import block_size, build_windows
+from mbexport.graph.fused import SIZES as FUSED_SIZES
+from mbexport.graph.portable import SIZES as PORTABLE_SIZES
+from mbexport.graph.windows import BlockSizes, build_windows
 
 
-def windows_of(mask: np.ndarray, half_window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Query positions, key positions, bias and sightedness, as the graph computes them."""
-    config = {"model_type": "modernbert", "architectures": ["ModernBertModel"]}
+def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[str, np.ndarray]:
+    """Positions, bias and blind queries, as the graph computes them."""
+    config = {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"]}
     spec = dataclasses.replace(parse_config(config)[0], half_window=half_window)
     b = GraphBuilder({})
-    windows = build_windows(b, b.input("mask", ir.DataType.BOOL, ["batch", "sequence"]), spec, (spec.hidden_size,))
-    b.output(windows.query_positions, "queries", ir.DataType.INT64, ["q"])
-    b.output(windows.key_positions, "keys", ir.DataType.INT64, ["k"])
-    b.output(windows.bias, "bias", ir.DataType.FLOAT, ["rows", 1, "block", "span"])
-    b.output(windows.sighted, "sighted", ir.DataType.BOOL, ["batch", "sequence", 1])
-    model = ir.to_proto(b.build("windows", "0")).SerializeToString()
-    return tuple(onnxruntime.InferenceSession(model).run(None, {"mask": mask}))
+    attention_mask = b.input("mask", ir.DataType.BOOL, ["batch", "sequence"])
+    windows = build_windows(b, attention_mask, spec, sizes, (spec.hidden_size,))
+    outputs = {
+        "several": (windows.several, ir.DataType.BOOL, []),
+        "query_positions": (windows.query_positions, ir.DataType.INT64, ["q"]),
+        "key_positions": (windows.key_positions, ir.DataType.INT64, ["k"]),
+        "order": (windows.order, ir.DataType.INT64, ["sequence"]),
+        "bias": (windows.bias, ir.DataType.FLOAT, ["rows", 1, "block", "span"]),
+        "blind": (windows.blind.which, ir.DataType.BOOL, ["batch", "sequence", 1]),
+        "any_blind": (windows.blind.any, ir.DataType.BOOL, []),
+    }
+    for name, (value, dtype, shape) in outputs.items():
+        b.output(value, name, dtype, shape)
+    model = ir.to_proto(b.build("windows", "0", 20)).SerializeToString()
+    return dict(zip(outputs, onnxruntime.InferenceSession(model).run(None, {"mask": mask}), strict=True))
 
 
+@pytest.mark.parametrize("sizes", [PORTABLE_SIZES, FUSED_SIZES, BlockSizes(queries=16, most_alone=20)])
 @pytest.mark.parametrize("half_window", [0, 1, 15, 63, 64, 65, 100])
-@pytest.mark.parametrize("length", [1, 2, 64, 65, 66, 127, 128, 129, 300])
-def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int) -> None:
+@pytest.mark.parametrize("length", [1, 2, 64, 65, 66, 127, 128, 129, 256, 257, 300])
+def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int, sizes: BlockSizes) -> None:
     rng = np.random.default_rng(length)
     mask = rng.random((2, length)) < 0.8
-    queries, keys, bias, sighted = windows_of(mask, half_window)
-    block = min(length, block_size(half_window))
+    found_by_graph = windows_of(mask, half_window, sizes)
+    keys, bias = found_by_graph["key_positions"], found_by_graph["bias"]
+    several = length > sizes.most_alone
+    block = sizes.queries if several else length
     blocks = -(-length // block)
-    span = block if blocks == 1 else 2 * block
-    assert (len(queries), len(keys)) == (blocks * block, blocks * span)
+    span = block + 2 * half_window * several
+    assert found_by_graph["several"] == several
+    assert (len(found_by_graph["query_positions"]), len(keys)) == (blocks * block, blocks * span)
     assert bias.shape == (2 * blocks, 1, block, span)
+    assert (found_by_graph["query_positions"][found_by_graph["order"]] == np.arange(length)).all()
 
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     for row in range(2):
@@ -53,5 +68,6 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int) 
                     assert not found[position, key_position], "a key is counted twice"
                     found[position, key_position] = True
         assert (found == expected).all()
-        assert (sighted[row, :, 0] == expected.any(axis=1)).all()
+        assert (found_by_graph["blind"][row, :, 0] != expected.any(axis=1)).all()
+    assert found_by_graph["any_blind"] == found_by_graph["blind"].any()
     assert np.isfinite(bias).all()
