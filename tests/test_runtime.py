@@ -15,6 +15,7 @@ from mbexport import export_onnx
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.runtime import TruncationWarning, load
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
+from mbexport.runtime.schedule import MOST_PADDING
 from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_config, save_checkpoint, torch_model
 
 TEXTS = [
@@ -45,7 +46,8 @@ def test_answers_equal_pytorch_in_order(example_bundle: Path) -> None:
     assert model.description.startswith("model_ort.onnx on ONNX Runtime")
 
 
-def test_no_padding_is_ever_computed(example_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def recorded_masks(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The masks of all forward passes from now on."""
     masks: list[np.ndarray] = []
     real_run = OnnxRuntimeBackend.run
 
@@ -54,10 +56,58 @@ def test_no_padding_is_ever_computed(example_bundle: Path, monkeypatch: pytest.M
         return real_run(self, ids, mask, **rest)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run", recording_run)
+    return masks
+
+
+def test_little_padding_is_computed(example_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = recorded_masks(monkeypatch)
     load(example_bundle)(TEXTS)
-    assert all(mask.all() for mask in masks)
     assert sum(len(mask) for mask in masks) == len(TEXTS)
-    assert len(masks) < len(TEXTS)  # the two equal texts ran together
+    assert len(masks) < len(TEXTS)
+    assert all((mask.shape[1] - mask.sum(axis=1)).max() <= MOST_PADDING for mask in masks)
+
+
+@pytest.mark.parametrize("share_cores", [True, False])
+def test_texts_that_run_padded_or_side_by_side_get_their_own_answers(
+    share_cores: bool, example_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{text} {'more ' * n}" for n in range(40) for text in TEXTS]
+    model = load(example_bundle, threads=2, share_cores=share_cores)
+    alone = np.concatenate([model.logits([text]) for text in texts])
+    masks = recorded_masks(monkeypatch)
+    together = model.logits(texts)
+    assert any(not mask.all() for mask in masks)
+    assert np.abs(together - alone).max() <= 2e-5 * (alone.max() - alone.min())
+    assert np.abs(together - alone[::-1]).max() > 1  # the control: answers of other texts
+
+
+def test_outputs_of_tokens_lose_the_padding(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", architecture=ENCODER, vocab_size=5000)
+    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
+    export_onnx(checkpoint, tmp_path / "bundle")
+    model = load(tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 5000, length) for length in (7, 12, 20, 12)]
+    together = model.outputs_of_tokens(ids)
+    for own, found in zip(ids, together, strict=True):
+        alone = model.outputs_of_tokens([own])[0]["last_hidden_state"]
+        assert found["last_hidden_state"].shape == alone.shape == (len(own), 64)
+        assert np.abs(found["last_hidden_state"] - alone).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ([1, 2], "item 1 is no one-dimensional"),
+        (np.ones(3, np.int32), "item 1 is no one-dimensional"),
+        (np.ones((1, 3), np.int64), "item 1 is no one-dimensional"),
+        (np.ones(0, np.int64), "item 1 has 0 tokens, expected 1 to 8192"),
+        (np.ones(8193, np.int64), "item 1 has 8193 tokens"),
+    ],
+)
+def test_what_are_no_token_ids(item: object, message: str, example_bundle: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load(example_bundle).outputs_of_tokens([np.ones(4, np.int64), item])  # type: ignore[list-item]
 
 
 def test_no_texts(example_bundle: Path) -> None:

@@ -1,25 +1,68 @@
-"""Which texts run together: equal lengths only, so that padding is never computed."""
+"""Which texts run together, and whether runs share the cores or take them in turn.
+
+On a CPU a batch buys little: from ENOUGH_TOKENS on, a run keeps its core busy, and every
+padded place costs as much as a real token. So texts of one length run together, shorter runs
+are filled up with texts that need little padding, and runs stand side by side, one core each,
+where there are enough of them; a text alone gets all cores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-TOKEN_BUDGET = 16_384  # tokens of one run; bounds its memory
+TOKEN_BUDGET = 16_384  # tokens that are computed at one time; bounds the memory of a call
+# Measured on two cores, base size: see benchmarks/NOTES.md.
+ENOUGH_TOKENS = 128  # of a run; more make its tokens no cheaper
+MOST_TOKENS = 512  # of a run of several texts
+MOST_PADDING = 16  # places by which a text may be padded; a run of its own costs as much
+MOST_IDLE = 0.15  # share of the cores' time that may be lost by runs that do not fill them
 
 
-def group_by_length(lengths: Sequence[int], token_budget: int = TOKEN_BUDGET) -> list[list[int]]:
-    """Numbers of the texts of each run, longest first.
+@dataclass(frozen=True)
+class Run:
+    """Numbers of the texts of one forward pass, and the places of each row."""
+
+    texts: tuple[int, ...]
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Places that are computed, padding included."""
+        return len(self.texts) * self.length
+
+
+def plan_runs(lengths: Sequence[int]) -> list[Run]:
+    """Runs of all texts, longest rows first.
 
     Args:
         lengths: tokens of each text.
-        token_budget: tokens of one run at most; a text longer than that runs alone.
     """
-    groups: list[list[int]] = []
+    runs: list[Run] = []
+    group: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        length = lengths[number]
-        last = groups[-1] if groups else []
-        if last and lengths[last[0]] == length and (len(last) + 1) * length <= token_budget:
-            last.append(number)
-        else:
-            groups.append([number])
-    return groups
+        if group and not _joins(lengths[number], len(group), lengths[group[0]]):
+            runs.append(Run(tuple(group), lengths[group[0]]))
+            group = []
+        group.append(number)
+    return [*runs, Run(tuple(group), lengths[group[0]])] if group else runs
+
+
+def _joins(length: int, texts: int, longest: int) -> bool:
+    """Whether a text gains by joining a run of ``texts`` rows of ``longest`` places."""
+    if (texts + 1) * longest > MOST_TOKENS:
+        return False
+    return length == longest or (longest - length <= MOST_PADDING and texts * longest < ENOUGH_TOKENS)
+
+
+def side_by_side(runs: Sequence[Run], cores: int) -> bool:
+    """Whether the runs are done sooner one core each than one after the other on all cores.
+
+    They are where they fill the cores evenly, and together keep within TOKEN_BUDGET.
+    """
+    if cores < 2 or len(runs) < cores or runs[0].tokens * cores > TOKEN_BUDGET:
+        return False
+    busy = [0] * cores
+    for run in sorted(runs, key=lambda run: -run.tokens):  # each to the core that is free first
+        busy[busy.index(min(busy))] += run.tokens
+    return sum(busy) >= (1 - MOST_IDLE) * max(busy) * cores

@@ -8,24 +8,8 @@ import pytest
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest, Source
 from mbexport.runtime.heads import classification, pool, scores
-from mbexport.runtime.schedule import group_by_length
 from mbexport.runtime.text import TextEncoder
 from tests.checkpoints import EXAMPLE
-
-
-def test_groups_hold_equal_lengths_within_the_budget() -> None:
-    lengths = [5, 3, 5, 9, 3, 5, 5, 20]
-    groups = group_by_length(lengths, token_budget=15)
-    assert sorted(n for group in groups for n in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len({lengths[n] for n in group}) == 1
-        assert len(group) * lengths[group[0]] <= 15 or len(group) == 1
-    assert groups[0] == [7]  # longest first, and alone where it exceeds the budget
-    assert [0, 2, 5] in groups
-
-
-def test_no_texts_no_groups() -> None:
-    assert group_by_length([]) == []
 
 
 def test_scores_of_extreme_logits_are_finite() -> None:

@@ -23,6 +23,10 @@ class OnnxRuntimeBackend:
         graph: the ONNX file.
         threads: cores that one call uses; None leaves the choice to ONNX Runtime.
 
+    Attributes:
+        per_token: names of the outputs that have a place for each token.
+        description: the file, runtime and provider in use.
+
     Raises:
         BackendError: ONNX Runtime refuses the file.
     """
@@ -38,7 +42,9 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{graph} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
             ) from cause
-        self._widths: dict[str, int] = {output.name: output.shape[-1] for output in self._session.get_outputs()}
+        outputs = self._session.get_outputs()
+        self._widths: dict[str, int] = {output.name: output.shape[-1] for output in outputs}
+        self.per_token = frozenset(output.name for output in outputs if "sequence" in output.shape)
         self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
 
     def width(self, output: str) -> int:
