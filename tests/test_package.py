@@ -17,13 +17,14 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "bundle", "runtime", "parity")
+STAGES = ("checkpoint", "graph", "bundle", "runtime", "parity", "bench")
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
     "bundle": {"checkpoint", "graph"},
     "runtime": set(),
     "parity": {"checkpoint", "runtime"},
+    "bench": {"runtime"},
 }
 
 
