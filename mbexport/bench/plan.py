@@ -51,7 +51,7 @@ def make_plan(
     if len(set(against)) != len(against):
         raise InputError(f"--against: found the same contender twice in {', '.join(against)}; name each once")
     maker = Maker(size.vocab_size, size.pad_id, _mask_id(bundle, manifest))
-    names, notes = _shapes(shapes, manifest.max_length, has_texts=texts is not None)
+    names, notes = shapes_to_run(shapes, manifest.max_length, has_texts=texts is not None)
     workloads = [maker.shape(name) for name in names]
     if texts is not None:
         name, given = texts
@@ -67,8 +67,12 @@ def make_plan(
     )
 
 
-def _shapes(shapes: Sequence[str] | None, max_length: int, *, has_texts: bool) -> tuple[list[str], list[str]]:
-    """Shapes to run, and a note for those of the usual ones that the model is too short for."""
+def shapes_to_run(shapes: Sequence[str] | None, max_length: int, *, has_texts: bool) -> tuple[list[str], list[str]]:
+    """Shapes to run, and a note for those of the usual ones that the model is too short for.
+
+    Raises:
+        InputError: ``shapes`` holds one that is none, or one that the model is too short for.
+    """
     if shapes is not None:
         for name in shapes:
             if parse_shape(name)[1] > max_length:

@@ -33,6 +33,11 @@ class WorkerProcess:
         self._answers = cast("IO[str]", self._process.stdout)
         self._reader = ThreadPoolExecutor(1)
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to a request.
 
