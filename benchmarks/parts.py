@@ -23,7 +23,7 @@ from mbexport.bench.contenders import FUSED_GRAPH
 from mbexport.bench.workloads import Maker
 from mbexport.checkpoint.spec import ModelSpec, parse_config
 
-RUNS = 4  # the first of them warms up
+RUNS = 3  # the first of them warms up
 PRODUCTS, LOCAL, GLOBAL, OTHER = "matrix products", "local attention", "global attention", "other"
 PRODUCT_OPERATORS = ("MatMul", "FusedMatMul", "Gemm")
 PROJECTION = re.compile(r"/(W[a-z]\w*|dense)$|^(classifier|decoder)")

@@ -37,13 +37,13 @@ class Run:
 class Turns:
     """How a workload is run.
 
-    ``rounds``: None decides by the time that a run takes. ``folder``: for files that workers read
-    and write. ``alone``: contenders that need the machine's memory for themselves; they are
+    ``folder``: for files that workers read and write. ``rounds``: of seconds a run, how often it
+    is repeated. ``alone``: contenders that need the machine's memory for themselves; they are
     measured after the others, each with no other process loaded.
     """
 
     folder: Path
-    rounds: int | None
+    rounds: Callable[[float], int]
     alone: frozenset[Contender] = frozenset()
     on_turn: Callable[[str, float], None] = lambda _what, _share: None
 
@@ -85,9 +85,10 @@ def measure(
             _take_turn(run, pool, file, first=True)
         for done, planned in _rounds(group, turns.rounds):
             turns.on_turn(f"{workload.name}: round {done + 1} of {planned}", (number + done / planned) / len(groups))
+            time.sleep(PAUSE)
             rates.append(rate())
             for run in group:
-                if run.failure is None and done < (turns.rounds or rounds_for(min(run.seconds))):
+                if run.failure is None and done < (turns.rounds(min(run.seconds))):
                     time.sleep(PAUSE)
                     _take_turn(run, pool, file)
     for run in runs.values():
@@ -97,10 +98,9 @@ def measure(
     return list(runs.values()), rates
 
 
-def _rounds(group: Sequence[Run], fixed: int | None) -> list[tuple[int, int]]:
+def _rounds(group: Sequence[Run], rounds: Callable[[float], int]) -> list[tuple[int, int]]:
     """(round, of how many): as many as the fastest of a group needs."""
-    times = [min(run.seconds) for run in group if run.failure is None]
-    planned = 0 if not times else fixed or max(map(rounds_for, times))
+    planned = max((rounds(min(run.seconds)) for run in group if run.failure is None), default=0)
     return [(done, planned) for done in range(planned)]
 
 

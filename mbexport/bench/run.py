@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mbexport.bench.agreement import compare
 from mbexport.bench.arithmetic import ModelSize
 from mbexport.bench.contenders import Contender
 from mbexport.bench.machine import this_machine
-from mbexport.bench.measure import PAUSE, Run, Turns, measure
+from mbexport.bench.measure import PAUSE, ROUNDS, Run, Turns, measure, rounds_for
 from mbexport.bench.process import Pool, WorkerProcess
 from mbexport.bench.report import (
     FAILED,
@@ -54,6 +54,7 @@ class Plan:
             in a fresh process. ``("*",)``: all.
         start: the workload of the session start; None: starts are not measured.
         rounds: of each workload; None decides by the time a run takes.
+        most_rounds: by workload, where fewer than that decides are enough.
         leave_out: (contender, workload's name, tokens of its longest row) to the reason why that
             contender does not run it, None if it does; "start" for the session start.
         alone: the same arguments to whether it needs the machine for itself.
@@ -67,6 +68,7 @@ class Plan:
     memory: tuple[str, ...] = (ALL_WORKLOADS,)
     start: Workload | None = None
     rounds: int | None = None
+    most_rounds: Mapping[str, int] = field(default_factory=dict)
     leave_out: Callable[[Contender, str, int], str | None] = nobody
     alone: Callable[[Contender, str, int], bool | None] = nobody
     notes: tuple[str, ...] = ()
@@ -74,6 +76,11 @@ class Plan:
     def takes_memory(self, workload: Workload) -> bool:
         """Whether peak memory is taken on this workload."""
         return ALL_WORKLOADS in self.memory or workload.name in self.memory
+
+    def rounds_of(self, workload: Workload) -> Callable[[float], int]:
+        """Of seconds a run, how often it is repeated."""
+        most = self.most_rounds.get(workload.name, max(rounds for _, rounds in ROUNDS))
+        return lambda seconds: self.rounds or min(most, rounds_for(seconds))
 
 
 def run_bench(plan: Plan, progress: Progress = no_progress) -> Report:
@@ -98,7 +105,9 @@ def run_bench(plan: Plan, progress: Progress = no_progress) -> Report:
             def show(what: str, share: float, before: int = STEPS * number) -> None:
                 progress(before + int(STEPS * share), total, what)
 
-            runs, left_out, rate = _run_workload(plan, workload, pool, Turns(Path(folder), plan.rounds, on_turn=show))
+            runs, left_out, rate = _run_workload(
+                plan, workload, pool, Turns(Path(folder), plan.rounds_of(workload), on_turn=show)
+            )
             raw.append((workload, runs, left_out))
             rates.append(rate)
         best = max(rates, default=0.0) or None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import parts, table
+from benchmarks import cpu, parts, table
 from mbexport.bench.agreement import compare
 from mbexport.bench.arithmetic import ModelSize, model_size
 from mbexport.bench.contenders import Contender
@@ -232,3 +232,23 @@ def test_parts_of_a_profile(example_bundle: Path) -> None:
     seconds = parts.profile(example_bundle, 150, 1, spec)
     assert set(seconds) == {parts.PRODUCTS, parts.GLOBAL, parts.LOCAL, parts.OTHER}
     assert all(value > 0 for value in seconds.values())
+
+
+def test_who_runs_what_in_make_bench(tmp_path: Path) -> None:
+    graphs = {name: tmp_path / name for name in ("optimum", "optimum O2", "transformers", "transformers fused")}
+    entrants = cpu.contenders(tmp_path, tmp_path, graphs, 2)
+    assert entrants[0].name == cpu.OURS
+    assert {*cpu.QUADRATIC, *cpu.LARGE, *cpu.SHORT_SET_PEERS, *cpu.LONG_SET_PEERS} <= {c.name for c in entrants}
+    runs = {workload.name: workload for workload in cpu.workloads(Maker(50_368), 8192)}
+    assert {*cpu.MEMORY, *cpu.SET_PEERS, *cpu.MOST_ROUNDS} <= set(runs)
+    short = [workload.name for workload in cpu.workloads(Maker(50_368), 512)]
+    assert short == [name for name, workload in runs.items() if workload.longest <= 512]
+    assert "variable-short-fixed" in short
+    running = {
+        name: [c.name for c in entrants if cpu.leave_out(c, name, workload.longest) is None]
+        for name, workload in runs.items()
+    }
+    assert len(running["8x512"]) == len(running["1x2048"]) == 10
+    assert running["variable-short-longest"] == list(cpu.SHORT_SET_PEERS)
+    assert running["fixed-long"] == list(cpu.LONG_SET_PEERS)
+    assert running["1x8192"] == [cpu.OURS, *cpu.LARGE, "torch sdpa"]
