@@ -7,17 +7,30 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+BUSY = 0.4  # of the cores
+
 
 @dataclass(frozen=True)
 class Machine:
-    """``threads``: cores that every contender used; ``memory_bytes``: None where the system does not say."""
+    """``threads``: cores that every contender used; ``load``: runnable processes in the minute before.
+
+    ``memory_bytes`` and ``load`` are None where the system does not say.
+    """
 
     cpu: str
     cores: int
     threads: int
     memory_bytes: int | None
+    load: float | None
     system: str
     python: str
+
+    @property
+    def busy(self) -> str | None:
+        """A warning where other processes took cores before the run, None where they did not."""
+        if self.load is None or self.load < BUSY * self.cores:
+            return None
+        return f"the machine was busy (load {self.load:.1f} on {self.cores} cores): figures may be too slow and uneven"
 
 
 def this_machine(threads: int) -> Machine:
@@ -27,6 +40,7 @@ def this_machine(threads: int) -> Machine:
         cores=os.cpu_count() or 1,
         threads=threads,
         memory_bytes=_memory_bytes(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
     )

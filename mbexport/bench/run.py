@@ -96,7 +96,7 @@ def run_bench(plan: Plan, progress: Progress = no_progress) -> Report:
         ContenderError: ONNX Runtime cannot compute the matrix products of the floor.
     """
     total = STEPS * (len(plan.workloads) + (plan.start is not None))
-    threads = plan.contenders[0].threads
+    machine = this_machine(plan.contenders[0].threads)
     raw: list[tuple[Workload, list[Run], dict[str, str]]] = []
     rates: list[float] = []  # a workload's median each
     with tempfile.TemporaryDirectory(prefix="mbexport-bench-") as folder, Pool() as pool:
@@ -119,12 +119,12 @@ def run_bench(plan: Plan, progress: Progress = no_progress) -> Report:
     return Report(
         date=date.today().isoformat(),
         model=plan.model,
-        machine=this_machine(threads),
+        machine=machine,
         entrants=entrants,
         rate=best,
         workloads=figures,
         starts=starts,
-        notes=plan.notes,
+        notes=(*plan.notes, *([machine.busy] if machine.busy else [])),
     )
 
 

@@ -252,3 +252,10 @@ def test_who_runs_what_in_make_bench(tmp_path: Path) -> None:
     assert running["variable-short-longest"] == list(cpu.SHORT_SET_PEERS)
     assert running["fixed-long"] == list(cpu.LONG_SET_PEERS)
     assert running["1x8192"] == [cpu.OURS, *cpu.LARGE, "torch sdpa"]
+
+
+def test_a_busy_machine_is_named() -> None:
+    machine = dataclasses.replace(this_machine(1), cores=2)
+    assert dataclasses.replace(machine, load=0.3).busy is None
+    assert dataclasses.replace(machine, load=None).busy is None
+    assert "load 1.5 on 2 cores" in (dataclasses.replace(machine, load=1.5).busy or "")
