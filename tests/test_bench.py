@@ -96,17 +96,17 @@ def test_peers_of_every_kind_agree_on_padded_rows(example_bundle: Path) -> None:
     texts = [workload.texts[0] for workload in map(maker.shape, ("1x90", "1x20", "1x140"))]
     workloads = [maker.padded(210), maker.from_ids("texts", texts)]
     plan = example_plan(
-        example_bundle, peers, workloads, memory=("texts",),
+        example_bundle, peers, workloads, memory=("1x210-padded",),
         leave_out=lambda contender, name, _: "by a rule" if (contender.name, name) == ("eager", "texts") else None,
         alone=lambda contender, _name, _longest: contender.name == "openvino",
     )  # fmt: skip
     report = run_bench(plan)
     assert report.faults == []
     padded, ragged = report.workloads
-    assert (padded.tokens, padded.longest, padded.rows[0].peak_bytes) == (140, 210, None)
+    assert (padded.tokens, padded.longest, ragged.rows[0].peak_bytes) == (140, 210, None)
     assert [row.state for row in padded.rows] == ["measured"] * 4
     assert ragged.rows[3].reason == "by a rule"
-    assert ragged.rows[0].peak_bytes is not None
+    assert padded.rows[0].peak_bytes is not None
     compared = [row.agreement for row in (*padded.rows[1:], *ragged.rows[1:3])]
     assert all(a is not None and a.difference is not None and not a.wrong for a in compared)
     assert set(report.entrants[2].versions) == {"torch", "transformers", "numpy"}

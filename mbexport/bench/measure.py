@@ -83,25 +83,21 @@ def measure(
         for run in group:
             turns.on_turn(f"{workload.name}: {run.contender.name}, warm-up", number / len(groups))
             _take_turn(run, pool, file, first=True)
-        for done, planned in _rounds(group, turns.rounds):
+        done = 0
+        while active := [run for run in group if run.failure is None and done < turns.rounds(min(run.seconds))]:
+            planned = max(turns.rounds(min(run.seconds)) for run in active)
             turns.on_turn(f"{workload.name}: round {done + 1} of {planned}", (number + done / planned) / len(groups))
             time.sleep(PAUSE)
             rates.append(rate())
-            for run in group:
-                if run.failure is None and done < (turns.rounds(min(run.seconds))):
-                    time.sleep(PAUSE)
-                    _take_turn(run, pool, file)
+            for run in active:
+                time.sleep(PAUSE)
+                _take_turn(run, pool, file)
+            done += 1
     for run in runs.values():
         run.seconds = run.seconds[1:]  # the first was the warm-up
         if run.contender in turns.alone:
             pool.close(run.contender)
     return list(runs.values()), rates
-
-
-def _rounds(group: Sequence[Run], rounds: Callable[[float], int]) -> list[tuple[int, int]]:
-    """(round, of how many): as many as the fastest of a group needs."""
-    planned = max((rounds(min(run.seconds)) for run in group if run.failure is None), default=0)
-    return [(done, planned) for done in range(planned)]
 
 
 def _take_turn(run: Run, pool: Pool, workload: Path, *, first: bool = False) -> None:

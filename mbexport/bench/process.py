@@ -85,7 +85,7 @@ class Pool:
     def __init__(self) -> None:
         self._workers: dict[Contender, WorkerProcess] = {}
         self._products: tuple[WorkerProcess, int] | None = None
-        self.versions: dict[Contender, dict[str, str]] = {}
+        self._versions: dict[str, dict[str, str]] = {}
 
     def __enter__(self) -> Pool:
         return self
@@ -104,8 +104,13 @@ class Pool:
         if contender not in self._workers:
             worker = WorkerProcess()
             self._workers[contender] = worker
-            self.versions[contender] = worker.ask(do="load", contender=asdict(contender))["versions"]
+            loaded = worker.ask(do="load", contender=asdict(contender))["versions"]
+            self._versions[contender.name] = self._versions.get(contender.name, {}) | loaded
         return self._workers[contender]
+
+    def versions_of(self, contender: Contender) -> dict[str, str]:
+        """Versions of the packages that it ran with; empty where it was never loaded."""
+        return self._versions.get(contender.name, {})
 
     def close(self, *contenders: Contender) -> None:
         """End these workers, or without arguments all contenders'."""

@@ -114,7 +114,7 @@ def run_bench(plan: Plan, progress: Progress = no_progress) -> Report:
         figures = tuple(_figures(plan, *parts, best) for parts in raw)
         pool.close()
         starts = _starts(plan, Path(folder), lambda what: progress(STEPS * len(plan.workloads), total, what))
-        entrants = tuple(Entrant(c.name, c.kind, c.path, pool.versions.get(c, {})) for c in plan.contenders)
+        entrants = tuple(Entrant(c.name, c.kind, c.path, pool.versions_of(c)) for c in plan.contenders)
     progress(total, total, "")
     return Report(
         date=date.today().isoformat(),
