@@ -14,6 +14,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mbexport import export_onnx
@@ -104,6 +105,11 @@ def parts(bundle: Path, report: Report) -> dict[str, dict[str, float]]:
     return found
 
 
+def log(done: int, total: int, what: str) -> None:
+    """Progress, a line a turn, where no bar is shown."""
+    print(f"{time.strftime('%H:%M:%S')} {100 * done // total} % {what}", file=sys.stderr, flush=True)
+
+
 def make_plan(options: argparse.Namespace, bundle: Path, entrants: list[Contender]) -> Plan:
     """All workloads and contenders, or the part that was asked for."""
     manifest = manifests.read(bundle)
@@ -147,7 +153,7 @@ def main() -> None:
     graphs = prepare(checkpoint, options.optimum, BUILD / "peers" / checkpoint.name)
     plan = make_plan(options, bundle, contenders(bundle, checkpoint, graphs, options.threads))
     with progress_bar("Measuring", quiet=False) as progress:
-        report = run_bench(plan, progress)
+        report = run_bench(plan, progress if sys.stderr.isatty() else log)
     report = dataclasses.replace(report, parts=parts(bundle, report))
     folder = RESULTS if whole else BUILD / "bench-part"
     folder.mkdir(parents=True, exist_ok=True)

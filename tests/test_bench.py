@@ -20,7 +20,7 @@ from mbexport.bench.workloads import Maker, Workload
 from mbexport.cli import main
 from mbexport.errors import ContenderError
 from mbexport.manifest import read
-from tests.checkpoints import EXAMPLE, copy_example, edit_tensors, save_checkpoint
+from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
 
 
 def bench(*arguments: object) -> Result:
@@ -112,15 +112,34 @@ def test_peers_of_every_kind_agree_on_padded_rows(example_bundle: Path) -> None:
     assert set(report.entrants[2].versions) == {"torch", "transformers", "numpy"}
 
 
-def test_masked_lm_is_compared_at_its_masks(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ModernBertForMaskedLM", vocab_size=5000)
+def export_with_tokenizer(architecture: str, folder: Path) -> None:
+    """A small random model with the example's tokenizer, exported to folder / "bundle"."""
+    checkpoint = save_checkpoint(folder / "checkpoint", architecture, vocab_size=5000)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (checkpoint / name).write_bytes((EXAMPLE / name).read_bytes())
-    export_onnx(checkpoint, tmp_path / "bundle")
-    result = bench(tmp_path / "bundle", "--shapes", "2x70", "--rounds", 1, "--against", "onnxruntime", "--json")
+    export_onnx(checkpoint, folder / "bundle")
+
+
+@pytest.mark.parametrize("architecture", ["ModernBertForMaskedLM", ENCODER])
+def test_outputs_of_tokens_are_compared_where_tokens_are_real(architecture: str, tmp_path: Path) -> None:
+    export_with_tokenizer(architecture, tmp_path)
+    (tmp_path / "texts.txt").write_text("Rates [MASK] on Thursday in the whole country.\nA [MASK].\n")
+    result = bench(
+        tmp_path / "bundle", "--shapes", "2x70", "--file", tmp_path / "texts.txt", "--rounds", 1,
+        "--against", "onnxruntime", "--json",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
-    agreement = json.loads(result.stdout)["workloads"][0]["rows"][1]["agreement"]
-    assert agreement["difference"] <= agreement["limit"]
+    for workload in json.loads(result.stdout)["workloads"]:
+        agreement = workload["rows"][1]["agreement"]
+        assert agreement["difference"] <= agreement["limit"]
+
+
+def test_texts_without_a_mask_are_refused(tmp_path: Path) -> None:
+    export_with_tokenizer("ModernBertForMaskedLM", tmp_path)
+    (tmp_path / "texts.txt").write_text("A [MASK].\nNone here.\n")
+    result = bench(tmp_path / "bundle", "--file", tmp_path / "texts.txt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "text 1 has no [MASK] in its first" in result.stderr
 
 
 def test_a_process_that_dies_is_told(example_bundle: Path) -> None:

@@ -19,6 +19,8 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from mbexport.errors import MbexportError
+
 if TYPE_CHECKING:
     from mbexport.bench.engines import Engine
     from mbexport.bench.products import MatrixProducts
@@ -126,7 +128,8 @@ def main() -> None:
         try:
             answer = worker.answer(json.loads(line))
         except Exception as error:
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+            kind = "" if isinstance(error, MbexportError) else f"{type(error).__name__}: "
+            answer = {"error": " ".join(f"{kind}{error}".split())[:500]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
