@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench-export clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-export clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -32,6 +32,13 @@ lint: .venv-test/ready
 parity-table:
 	$(PYTHON) benchmarks/parity_table.py
 
+# Half an hour on two cores with nothing else running.
+bench: .venv-bench/ready .venv-optimum/ready
+	.venv-bench/bin/python benchmarks/cpu.py --optimum .venv-optimum/bin/optimum-cli
+
+bench-table: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/table.py
+
 bench-export: .venv-demo/ready .venv-optimum/ready
 	.venv-demo/bin/python benchmarks/export_time.py --peer .venv-optimum/bin/optimum-cli
 
@@ -45,6 +52,14 @@ bench-export: .venv-demo/ready .venv-optimum/ready
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+# transformers' exporter is new in 5.23; it needs onnx and onnxscript.
+.venv-bench/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,bench]' \
+	    "transformers>=5.23" onnx onnxscript
 	@touch $@
 
 # An environment of its own: optimum-onnx pins an older transformers.
@@ -62,4 +77,4 @@ build/node/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench build dist

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+
+from mbexport.bench.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = Path("build/base")
@@ -36,13 +37,6 @@ def run_once(command: list[str], output: Path) -> tuple[float, float]:
     if process.returncode:
         raise SystemExit(f"{command[0]} failed:\n{errors[-2000:]}")
     return time.perf_counter() - started, usage.ru_maxrss * 1024
-
-
-def processor() -> str:
-    """The CPU's name and the number of cores in use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, 
 from mbexport.errors import BundleError, InputError
 from mbexport.files import to_json
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, REFERENCES
-from mbexport.show import answer_json, answer_text, manifest_text, parity_text
+from mbexport.show import answer_json, answer_text, bench_text, manifest_text, parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
@@ -103,6 +103,59 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         note(f"{bundle} cannot be written to, so the result is not recorded there", quiet=quiet)
     click.echo(to_json(result.to_dict()) if as_json else parity_text(result))
     sys.exit(0 if result.passed else FAILED)
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--file", "file", type=DIRECTORY, help="Texts to run, all of them as one workload.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take that many texts of --file, from its start.")
+@click.option("--shapes", help="Texts x tokens of random ids, e.g. 1x128,8x128.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="NAME[=PATH]",
+    help="A peer: onnxruntime or openvino (PATH: an ONNX file; default: the bundle's portable graph), "
+    "torch-eager, torch-sdpa or torch-compile (PATH: a checkpoint). May be given several times.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Cores of every contender; default: all there are.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Of each workload; default: 11 to 2, by the time of a run.")
+@click.option("--report", type=DIRECTORY, help="JSON file to write.")
+@click.option("--pictures", type=DIRECTORY, help="Directory for pictures (SVG).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@common_options
+def bench(  # noqa: PLR0913 (one parameter an option)
+    bundle: Path, file: Path | None, limit: int | None, shapes: str | None, against: tuple[str, ...],
+    threads: int | None, rounds: int | None, report: Path | None, pictures: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Measure BUNDLE on this machine, also against peers; exit code 1 if one fails or answers wrong."""
+    from mbexport.bench.pictures import check_matplotlib, draw
+    from mbexport.bench.plan import make_plan
+    from mbexport.bench.report import write
+    from mbexport.bench.run import run_bench
+    from mbexport.texts import read_texts
+
+    if limit is not None and file is None:
+        raise InputError("--limit says how many texts of --file are taken; give --file, too")
+    if report is not None and report.is_dir():
+        raise InputError(f"--report {report} is a directory, expected a file to write")
+    if pictures is not None:
+        check_matplotlib()
+    names = None if shapes is None else shapes.split(",")
+    texts = (file.name, read_texts(file)[:limit]) if file else None
+    plan = make_plan(bundle, shapes=names, texts=texts, against=against, threads=threads, rounds=rounds)
+    for folder in (pictures, report and report.parent):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)  # before any work is done
+    with progress_bar("Measuring", quiet=quiet) as progress:
+        result = run_bench(plan, progress)
+    for message in result.notes:
+        note(message, quiet=quiet)
+    if report is not None:
+        write(result, report)
+    if pictures is not None:
+        draw(result, pictures)
+    click.echo(result.to_json().rstrip() if as_json else bench_text(result))
+    sys.exit(FAILED if result.faults else 0)
 
 
 @main.command()

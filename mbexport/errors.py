@@ -29,3 +29,7 @@ class GraphError(MbexportError):
 
 class MissingExtraError(MbexportError):
     """An optional package is needed and not installed."""
+
+
+class ContenderError(MbexportError):
+    """A contender of a benchmark could not be loaded or run; its row says so, the others go on."""

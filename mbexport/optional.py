@@ -13,6 +13,8 @@ EXTRA_OF = {
     "torch": "validate",
     "transformers": "validate",
     "sentence_transformers": "sentence",
+    "matplotlib": "bench",
+    "openvino": "bench",
 }
 
 

@@ -9,6 +9,7 @@ from mbexport.console import facts, table
 from mbexport.manifest import Manifest
 
 if TYPE_CHECKING:
+    from mbexport.bench.report import Report, Row, WorkloadFigures
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.parity.figures import Figures, ParityReport
 
@@ -116,3 +117,59 @@ def _model_facts(spec: ModelSpec) -> list[tuple[str, str]]:
     kinds = ((spec.has_global, "global", spec.global_rope), (spec.has_local, "local", spec.local_rope))
     ropes = [f"{name} {rope.kind}, theta {rope.theta:g}" for used, name, rope in kinds if used]
     return [*rows, ("rope", "; ".join(ropes))]
+
+
+def bench_text(report: Report) -> str:
+    """Machine, a table per workload, starts; a row per contender."""
+    machine = report.machine
+    rate = "not measured" if report.rate is None else f"{2e-9 * report.rate:.1f} GFLOP/s in matrix products"
+    lines = [
+        f"model: {report.model}",
+        f"machine: {machine.cpu}, {machine.threads} of {machine.cores} cores, {rate}",
+    ]
+    for figures in report.workloads:
+        texts = f"{figures.texts} text{'s' if figures.texts > 1 else ''}, {figures.tokens} tokens"
+        floor = "" if figures.floor is None else f", arithmetic floor {1000 * figures.floor:.2f} ms"
+        lines += ["", f"{figures.name}: {texts}{floor}", _bench_table(figures), *_bench_reasons(figures)]
+    if report.starts:
+        rows = [
+            (start.contender, _cell(start.total, "{:.2f}"), _cell(start.load, "{:.2f}"), start.reason or "")
+            for start in report.starts
+        ]
+        lines += ["", "until the first answer", table([("", "s", "of which loading", ""), *rows])]
+    return "\n".join(lines)
+
+
+def _bench_table(figures: WorkloadFigures) -> str:
+    header = ("", "ms", "spread", "tokens/s", "of the floor", "ratio", "peak MB", "")
+    return table([header, *(_bench_row(row) for row in figures.rows)])
+
+
+def _bench_row(row: Row) -> tuple[str, ...]:
+    verdict = row.state if row.state != "measured" else "" if row.counts else "WRONG"
+    return (
+        row.contender,
+        _cell(row.median, "{:.2f}", 1000),
+        _cell(row.spread, "{:.2f}", 1000),
+        _cell(row.tokens_per_second, "{:.0f}"),
+        _cell(row.floor_share, "{:.0f} %", 100),
+        _cell(row.ratio, "{:.2f}"),
+        _cell(row.peak_bytes, "{:.0f}", 1e-6),
+        verdict,
+    )
+
+
+def _bench_reasons(figures: WorkloadFigures) -> list[str]:
+    """Why figures are missing, or not to be trusted."""
+    lines = [f"{row.contender}: {row.reason}" for row in figures.rows if row.reason]
+    for row in figures.rows:
+        if row.agreement and row.agreement.reason:
+            lines.append(f"{row.contender}: {row.agreement.reason}")
+        elif row.agreement and row.agreement.wrong:
+            found, limit = row.agreement.difference, row.agreement.limit
+            lines.append(f"{row.contender}: its answers differ by {found:.1e}, allowed are {limit:.1e}")
+    return lines
+
+
+def _cell(value: float | None, form: str, factor: float = 1) -> str:
+    return "-" if value is None else form.format(factor * value)

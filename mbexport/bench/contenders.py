@@ -1,0 +1,71 @@
+"""Who is measured: a runtime, a model and a number of threads. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mbexport.errors import InputError
+from mbexport.optional import require
+
+# Packages that a kind needs besides the runtime's own.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "mbexport": (),
+    "onnxruntime": (),
+    "openvino": ("openvino",),
+    "torch-eager": ("torch", "transformers"),
+    "torch-sdpa": ("torch", "transformers"),
+    "torch-compile": ("torch", "transformers"),
+}
+PEERS = tuple(kind for kind in PACKAGES if kind != "mbexport")
+PORTABLE_GRAPH, FUSED_GRAPH = "onnx/model.onnx", "onnx/model_ort.onnx"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One runtime with one model.
+
+    ``kind``: one of PACKAGES. ``path``: a bundle (mbexport), an ONNX file (onnxruntime,
+    openvino) or a checkpoint directory (torch-*). ``threads``: cores of one call.
+    """
+
+    name: str
+    kind: str
+    path: str
+    threads: int
+
+    def on_padded_rows(self) -> Contender:
+        """What runs a workload that is padded for all: mbexport's own runtime never pads, so its graph file does."""
+        if self.kind != "mbexport":
+            return self
+        return replace(self, kind="onnxruntime", path=str(Path(self.path) / FUSED_GRAPH))
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse_peer(text: str, bundle: Path, threads: int) -> Contender:
+    """The contender that ``NAME`` or ``NAME=PATH`` asks for.
+
+    Raises:
+        InputError: no such name, no such path, or a path that the name needs is not given.
+        MissingExtraError: its packages are not installed.
+    """
+    kind, _, path = text.partition("=")
+    if kind not in PEERS:
+        raise InputError(f"--against {text}: there is no contender {kind!r}, expected one of {', '.join(PEERS)}")
+    needs_checkpoint = kind.startswith("torch")
+    if needs_checkpoint and not path:
+        raise InputError(f"--against {kind} needs the checkpoint that it loads: --against {kind}=CHECKPOINT")
+    target = Path(path) if path else bundle / PORTABLE_GRAPH
+    expected = target / "config.json" if needs_checkpoint else target
+    if not expected.is_file():
+        what = "a checkpoint directory" if needs_checkpoint else "an ONNX file"
+        raise InputError(f"--against {text}: {expected} is no file, expected {what}")
+    require(*PACKAGES[kind])
+    return Contender(text, kind, str(target), threads)

@@ -1,0 +1,117 @@
+"""The plan of `mbexport bench`: a user's bundle, shapes, texts and peers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mbexport import manifest as manifests
+from mbexport.bench.arithmetic import model_size
+from mbexport.bench.contenders import Contender, default_threads, parse_peer
+from mbexport.bench.run import Plan
+from mbexport.bench.workloads import USER_SHAPES, IntArray, Maker, Workload, parse_shape
+from mbexport.errors import InputError
+from mbexport.manifest import Manifest
+from mbexport.texts import Text
+
+START_SHAPE = "1x16"
+
+
+def make_plan(
+    bundle: Path,
+    *,
+    shapes: Sequence[str] | None = None,
+    texts: tuple[str, Sequence[Text]] | None = None,
+    against: Sequence[str] = (),
+    threads: int | None = None,
+    rounds: int | None = None,
+) -> Plan:
+    """What to measure on a bundle.
+
+    Args:
+        bundle: its runtime comes first, and the others are compared with it.
+        shapes: ``BxL`` each; None for the usual ones, or for none where there are texts.
+        texts: a name and a user's own texts, measured as one workload.
+        against: peers, ``NAME`` or ``NAME=PATH``.
+        threads: cores of every contender; None for all that this process may use.
+        rounds: of each workload; None decides by the time a run takes.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        InputError: a shape, a text or a peer that cannot be measured.
+        MissingExtraError: a peer's packages are not installed.
+    """
+    manifest = manifests.read(bundle)
+    manifests.check_files(bundle, manifest)
+    size = model_size(bundle, manifest)
+    threads = threads or default_threads()
+    peers = [parse_peer(text, bundle, threads) for text in against]
+    if len(set(against)) != len(against):
+        raise InputError(f"--against: found the same contender twice in {', '.join(against)}; name each once")
+    maker = Maker(size.vocab_size, size.pad_id, _mask_id(bundle, manifest))
+    names, notes = shapes_to_run(shapes, manifest.max_length, has_texts=texts is not None)
+    workloads = [maker.shape(name) for name in names]
+    if texts is not None:
+        name, given = texts
+        workloads.append(maker.from_ids(name, _token_ids(bundle, manifest, given, maker.mask_id)))
+    return Plan(
+        model=manifest.source.name,
+        size=size,
+        contenders=(Contender("mbexport", "mbexport", str(bundle), threads), *peers),
+        workloads=tuple(workloads),
+        start=_start(maker, manifest.max_length),
+        rounds=rounds,
+        notes=tuple(notes),
+    )
+
+
+def shapes_to_run(shapes: Sequence[str] | None, max_length: int, *, has_texts: bool) -> tuple[list[str], list[str]]:
+    """Shapes to run, and a note for those of the usual ones that the model is too short for.
+
+    Raises:
+        InputError: ``shapes`` holds one that is none, or one that the model is too short for.
+    """
+    if shapes is not None:
+        for name in shapes:
+            if parse_shape(name)[1] > max_length:
+                raise InputError(
+                    f"--shapes: {name} is longer than the model's {max_length} tokens; choose shorter texts"
+                )
+        return list(dict.fromkeys(name.strip() for name in shapes)), []
+    if has_texts:
+        return [], []
+    fitting = [name for name in USER_SHAPES if parse_shape(name)[1] <= max_length]
+    left_out = [name for name in USER_SHAPES if name not in fitting]
+    notes = [f"not run: {', '.join(left_out)}; the model takes {max_length} tokens"] if left_out else []
+    return fitting or [f"1x{max_length}"], notes
+
+
+def _start(maker: Maker, max_length: int) -> Workload:
+    count, length = parse_shape(START_SHAPE)
+    return maker.shape(f"{count}x{min(length, max_length)}")
+
+
+def _mask_id(bundle: Path, manifest: Manifest) -> int | None:
+    """The mask's token id where there are masks to fill."""
+    from mbexport.runtime.text import TextEncoder
+
+    if manifest.task != "fill-mask" or manifest.mask_token is None:
+        return None
+    return TextEncoder(bundle / "tokenizer.json", manifest.max_length).token_id(manifest.mask_token)
+
+
+def _token_ids(bundle: Path, manifest: Manifest, texts: Sequence[Text], mask_id: int | None) -> list[IntArray]:
+    """Ids of a user's texts, by the bundle's tokenizer."""
+    from mbexport.runtime.text import TextEncoder
+
+    keep_first = manifest.task == "question-answering"
+    encoder = TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+    ids = [item.ids for item in encoder.encode(texts)]
+    for number, tokens in enumerate(ids):
+        if not len(tokens):
+            raise InputError(f"text {number} has no tokens; leave it out")
+        if mask_id is not None and not np.any(tokens == mask_id):
+            raise InputError(f"text {number} has no {manifest.mask_token} in its first {manifest.max_length} tokens")
+    return ids
