@@ -135,7 +135,7 @@ def _run_workload(plan: Plan, workload: Workload, pool: Pool, turns: Turns) -> t
     for contender in plan.contenders:
         reason = plan.leave_out(contender, workload.name, workload.longest)
         if reason is None:
-            taking_part.append(contender if workload.row is None else contender.on_padded_rows())
+            taking_part.append(contender.on_padded_rows() if workload.given_padded else contender)
         else:
             left_out[contender.name] = reason
     alone = frozenset(c for c in taking_part if plan.alone(c, workload.name, workload.longest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class Workload:
         texts: int64 [tokens] each, without padding.
         batch: texts of a peer's batch, taken in order.
         padding: what peers pad a batch to: ``none`` (all are of one length), ``longest``
-            (its longest text) or ``fixed`` (``row``, or else the longest text of all).
-        row: tokens of every row where all contenders, ours too, get padded rows.
+            (its longest text) or ``fixed`` (``row``).
+        row: tokens of every row of peers' batches, where padding is ``fixed``.
+        given_padded: our own contender gets the padded rows too.
         pad_id: the token that fills rows.
         mask_id: fill-mask: outputs are compared where this token stands.
     """
@@ -43,6 +45,7 @@ class Workload:
     batch: int
     padding: str = "none"
     row: int | None = None
+    given_padded: bool = False
     pad_id: int = 0
     mask_id: int | None = None
 
@@ -65,7 +68,7 @@ class Workload:
         """Peers' batches: ids and mask, int64 [batch, row], texts on the left of their rows."""
         for start in range(0, len(self.texts), self.batch):
             texts = self.texts[start : start + self.batch]
-            row = self.longest if self.padding == "fixed" else max(map(len, texts))
+            row = self.row or max(map(len, texts))
             ids = np.full((len(texts), row), self.pad_id, np.int64)
             mask = np.zeros_like(ids)
             for number, text in enumerate(texts):
@@ -75,7 +78,7 @@ class Workload:
 
     def save(self, path: Path) -> None:
         """Write it for a worker to :meth:`load`."""
-        meta = np.array([self.batch, PADDINGS.index(self.padding), self.row or 0, self.pad_id])
+        meta = np.array([self.batch, PADDINGS.index(self.padding), self.row or 0, int(self.given_padded), self.pad_id])
         mask = np.array([] if self.mask_id is None else [self.mask_id])
         np.savez(path, name=self.name, ids=np.concatenate(self.texts), lengths=self.lengths, meta=meta, mask=mask)
 
@@ -83,10 +86,13 @@ class Workload:
     def load(path: str | Path) -> Workload:
         """What :meth:`save` wrote."""
         with np.load(path) as file:
-            batch, padding, row, pad_id = (int(value) for value in file["meta"])
+            batch, padding, row, given_padded, pad_id = (int(value) for value in file["meta"])
             texts = np.split(file["ids"].astype(np.int64), np.cumsum(file["lengths"])[:-1])
             mask_id = int(file["mask"][0]) if len(file["mask"]) else None
-            return Workload(str(file["name"]), tuple(texts), batch, PADDINGS[padding], row or None, pad_id, mask_id)
+            return Workload(
+                str(file["name"]), tuple(texts), batch, PADDINGS[padding], row or None, bool(given_padded), pad_id,
+                mask_id,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,27 +118,28 @@ class Maker:
 
     def padded(self, length: int) -> Workload:
         """One text of two thirds of ``length`` tokens, in a row of ``length``, for every contender."""
-        return self._workload(f"1x{length}-padded", [2 * length // 3], 1, "fixed", length)
+        unpadded = self._workload(f"1x{length}-padded", [2 * length // 3], 1, "fixed", length)
+        return dataclasses.replace(unpadded, given_padded=True)
 
     def efficiency_sets(self) -> list[Workload]:
         """The four sets of the ModernBERT paper's efficiency script with fewer texts, as a CPU can run them.
 
         Texts of equal length, and of lengths Normal(mean, mean / 4); the latter padded to the
-        longest of all, as the paper runs them, and batch by batch.
+        longest that there may be, as the paper runs them, and batch by batch.
         """
         short, long = normal_lengths(64, 256, 64, 512), normal_lengths(4, 4096, 1024, 8192)
         return [
             self._workload("fixed-short", [512] * 32, 16, "none"),
-            self._workload("variable-short-fixed", short, 16, "fixed"),
+            self._workload("variable-short-fixed", short, 16, "fixed", 512),
             self._workload("variable-short-longest", short, 16, "longest"),
             self._workload("fixed-long", [8192] * 2, 1, "none"),
-            self._workload("variable-long-fixed", long, 2, "fixed"),
+            self._workload("variable-long-fixed", long, 2, "fixed", 8192),
             self._workload("variable-long-longest", long, 2, "longest"),
         ]
 
     def from_ids(self, name: str, texts: Sequence[IntArray]) -> Workload:
         """Texts that a tokenizer made ids of."""
-        return Workload(name, tuple(texts), FILE_BATCH, "longest", None, self.pad_id, self.mask_id)
+        return Workload(name, tuple(texts), FILE_BATCH, "longest", pad_id=self.pad_id, mask_id=self.mask_id)
 
     def _workload(
         self, name: str, lengths: Sequence[int], batch: int, padding: str, row: int | None = None
@@ -144,7 +151,7 @@ class Maker:
         if self.mask_id is not None:
             for text in texts:
                 text[len(text) // 2] = self.mask_id
-        return Workload(name, texts, batch, padding, row, self.pad_id, self.mask_id)
+        return Workload(name, texts, batch, padding, row, pad_id=self.pad_id, mask_id=self.mask_id)
 
 
 def parse_shape(name: str) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
@@ -166,18 +165,6 @@ class Model:
             if not 0 < len(ids) <= self.manifest.max_length:
                 raise InputError(f"item {number} has {len(ids)} tokens, expected 1 to {self.manifest.max_length}")
         return self._outputs(token_ids)
-
-    def outputs_of_tokens(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> list[dict[str, FloatArray]]:
-        """The graph's outputs for token ids already made, by name, without a batch axis.
-
-        Args:
-            token_ids: of each text, int64 [tokens], special tokens included.
-
-        Raises:
-            InputError: fill-mask, and a text has no mask.
-            BackendError: the forward pass failed.
-        """
-        return self._outputs([Encoded(ids, None) for ids in token_ids])
 
     def _answer_tokens(self, texts: Sequence[Text]) -> list[Any]:
         """Answers of the tasks whose outputs belong to tokens."""

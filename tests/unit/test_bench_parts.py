@@ -113,23 +113,29 @@ def test_efficiency_sets_have_the_papers_lengths() -> None:
     assert 300 < max(short) <= 512
     assert short == sets["variable-short-longest"].lengths == tuple(normal_lengths(64, 256, 64, 512))
     assert sets["variable-short-longest"].padding == "longest"
+    rows = {name: {mask.shape[1] for _, mask in workload.batches()} for name, workload in sets.items()}
+    assert (rows["variable-short-fixed"], rows["variable-long-fixed"]) == ({512}, {8192})
+    assert max(rows["variable-short-longest"]) == max(short)
 
 
 def test_padding_policies(tmp_path: Path) -> None:
     texts = tuple(np.arange(1, length + 1) for length in (3, 1, 5, 2))
     rows = {}
-    for padding in ("longest", "fixed"):
-        Workload("x", texts, 2, padding, pad_id=7, mask_id=9).save(tmp_path / "x.npz")
+    for padding, row in (("longest", None), ("fixed", 6)):
+        Workload("x", texts, 2, padding, row, pad_id=7, mask_id=9).save(tmp_path / "x.npz")
         workload = Workload.load(tmp_path / "x.npz")
-        assert (workload.name, workload.batch, workload.padding, workload.row) == ("x", 2, padding, None)
+        assert (workload.name, workload.batch, workload.padding, workload.row) == ("x", 2, padding, row)
+        assert not workload.given_padded
         assert (workload.pad_id, workload.mask_id, workload.tokens) == (7, 9, 11)
         rows[padding] = list(workload.batches())
     assert [ids.shape for ids, _ in rows["longest"]] == [(2, 3), (2, 5)]
-    assert [ids.shape for ids, _ in rows["fixed"]] == [(2, 5), (2, 5)]
+    assert [ids.shape for ids, _ in rows["fixed"]] == [(2, 6), (2, 6)]
     ids, mask = rows["longest"][0]
     assert ids.tolist() == [[1, 2, 3], [1, 7, 7]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     padded = Maker(5000).padded(30)
+    padded.save(tmp_path / "padded.npz")
+    assert Workload.load(tmp_path / "padded.npz").given_padded
     assert (padded.tokens, padded.longest, next(padded.batches())[0].shape) == (20, 30, (1, 30))
     ours = Contender("mbexport", "mbexport", "bundle", 2).on_padded_rows()
     assert (ours.name, ours.kind, ours.path) == ("mbexport", "onnxruntime", str(Path("bundle/onnx/model_ort.onnx")))
