@@ -20,13 +20,14 @@ from pathlib import Path
 from mbexport import export_onnx
 from mbexport import manifest as manifests
 from mbexport.bench.arithmetic import model_size
-from mbexport.bench.contenders import Contender, default_threads
+from mbexport.bench.contenders import Contender
 from mbexport.bench.markdown import markdown
 from mbexport.bench.pictures import draw
 from mbexport.bench.report import Report, write
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import LONG, SHAPES, Maker, Workload
 from mbexport.console import progress_bar
+from mbexport.runtime.cores import available_cores
 
 try:
     from benchmarks.peers import base_checkpoint, prepare
@@ -126,6 +127,7 @@ def make_plan(options: argparse.Namespace, bundle: Path, entrants: list[Contende
         size=size,
         contenders=tuple(entrants),
         workloads=tuple(runs),
+        tokenizer=bundle / "tokenizer.json",
         memory=MEMORY,
         start=maker.shape("1x16"),
         rounds=options.rounds,
@@ -141,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--optimum", required=True, help="path of optimum-cli")
     parser.add_argument("--checkpoint", type=Path, help="default: base size, random weights")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only-workloads", help="names, separated by commas")
     parser.add_argument("--only-contenders", help="names, separated by semicolons; ours always runs")

@@ -21,9 +21,13 @@ from pathlib import Path
 
 from mbexport.bench.machine import processor
 
+try:
+    from benchmarks.peers import base_checkpoint
+except ModuleNotFoundError:  # run as a script: its own folder is on the path
+    from peers import base_checkpoint
+
 RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = Path("build/base")
-TOKENIZER_FROM = Path("examples/news_topics/checkpoint")  # optimum asks for one; its content is not timed
 
 
 def run_once(command: list[str], output: Path) -> tuple[float, float]:
@@ -45,10 +49,7 @@ def main() -> None:
     parser.add_argument("--peer", required=True, help="path of optimum-cli")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    if not (CHECKPOINT / "model.safetensors").exists():
-        subprocess.run([sys.executable, "benchmarks/make_checkpoint.py", str(CHECKPOINT)], check=True)
-        for file in TOKENIZER_FROM.glob("tokenizer*.json"):
-            shutil.copy(file, CHECKPOINT)
+    base_checkpoint(CHECKPOINT)
     ours, peer = Path("build/bench-mbexport"), Path("build/bench-optimum")
     commands = {
         "mbexport onnx": ([sys.executable, "-m", "mbexport", "onnx", str(CHECKPOINT), "-o", str(ours)], ours),

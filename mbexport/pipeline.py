@@ -46,8 +46,9 @@ def export_onnx(
         MissingExtraError: the extra ``export`` is not installed.
     """
     require("onnx_ir", "safetensors", "ml_dtypes")
-    from mbexport.bundle.write import check_target, write_bundle
+    from mbexport.bundle.write import write_bundle
     from mbexport.checkpoint.load import load_checkpoint
+    from mbexport.writing import check_target
 
     target = Path(bundle)
     check_target(target, force=force)  # before any work is done

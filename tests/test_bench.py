@@ -33,7 +33,8 @@ def example_plan(
     ours = Contender("mbexport", "mbexport", str(bundle), 1)
     others = [Contender(name, kind, str(path), 1) for name, (kind, path) in peers.items()]
     size = model_size(bundle, read(bundle))
-    return Plan("example", size, (ours, *others), tuple(workloads), rounds=1, **options)  # type: ignore[arg-type]
+    tokenizer = bundle / "tokenizer.json"
+    return Plan("example", size, (ours, *others), tuple(workloads), tokenizer, rounds=1, **options)  # type: ignore[arg-type]
 
 
 def test_bench_on_shapes_and_a_file(example_bundle: Path, tmp_path: Path) -> None:

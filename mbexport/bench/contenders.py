@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,13 +39,6 @@ class Contender:
         if self.kind != "mbexport":
             return self
         return replace(self, kind="onnxruntime", path=str(Path(self.path) / FUSED_GRAPH))
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse_peer(text: str, bundle: Path, threads: int) -> Contender:

@@ -9,11 +9,12 @@ import numpy as np
 
 from mbexport import manifest as manifests
 from mbexport.bench.arithmetic import model_size
-from mbexport.bench.contenders import Contender, default_threads, parse_peer
+from mbexport.bench.contenders import Contender, parse_peer
 from mbexport.bench.run import Plan
 from mbexport.bench.workloads import USER_SHAPES, IntArray, Maker, Workload, parse_shape
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
+from mbexport.runtime.cores import available_cores
 from mbexport.texts import Text
 
 START_SHAPE = "1x16"
@@ -46,7 +47,7 @@ def make_plan(
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
     size = model_size(bundle, manifest)
-    threads = threads or default_threads()
+    threads = threads or available_cores()
     peers = [parse_peer(text, bundle, threads) for text in against]
     if len(set(against)) != len(against):
         raise InputError(f"--against: found the same contender twice in {', '.join(against)}; name each once")
@@ -61,6 +62,7 @@ def make_plan(
         size=size,
         contenders=(Contender("mbexport", "mbexport", str(bundle), threads), *peers),
         workloads=tuple(workloads),
+        tokenizer=bundle / "tokenizer.json",
         start=_start(maker, manifest.max_length),
         rounds=rounds,
         notes=tuple(notes),

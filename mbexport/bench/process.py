@@ -104,7 +104,7 @@ class Pool:
         if contender not in self._workers:
             worker = WorkerProcess()
             self._workers[contender] = worker
-            loaded = worker.ask(do="load", contender=asdict(contender))["versions"]
+            loaded = worker.ask(do="load", contender=asdict(contender), tokenizer=None)["versions"]
             self._versions[contender.name] = self._versions.get(contender.name, {}) | loaded
         return self._workers[contender]
 

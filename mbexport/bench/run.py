@@ -52,6 +52,7 @@ class Plan:
         workloads: in order.
         memory: names of the workloads whose peak memory is taken; every contender starts these
             in a fresh process. ``("*",)``: all.
+        tokenizer: the tokenizer.json that every contender loads at a session start.
         start: the workload of the session start; None: starts are not measured.
         rounds: of each workload; None decides by the time a run takes.
         most_rounds: by workload, where fewer than that decides are enough.
@@ -65,6 +66,7 @@ class Plan:
     size: ModelSize
     contenders: tuple[Contender, ...]
     workloads: tuple[Workload, ...]
+    tokenizer: Path
     memory: tuple[str, ...] = (ALL_WORKLOADS,)
     start: Workload | None = None
     rounds: int | None = None
@@ -198,7 +200,7 @@ def _row(workload: Workload, run: Run, reference: Run, floor: float | None, *, m
 
 
 def _starts(plan: Plan, folder: Path, on_turn: Callable[[str], None]) -> tuple[Start, ...]:
-    """The session start of every contender, in rounds, each in fresh processes."""
+    """The session start of every contender, in rounds, each in fresh processes: imports, tokenizer, model, answer."""
     if plan.start is None:
         return ()
     file = folder / "start.npz"
@@ -215,18 +217,18 @@ def _starts(plan: Plan, folder: Path, on_turn: Callable[[str], None]) -> tuple[S
             if contender.name not in reasons:
                 on_turn(f"start: {contender.name}, {number + 1} of {rounds}")
                 try:
-                    seen[contender.name].append(_start(contender, file))
+                    seen[contender.name].append(_start(contender, file, plan.tokenizer))
                 except ContenderError as error:
                     reasons[contender.name] = f"failed: {error}"
     return tuple(_start_figures(name, runs, reasons.get(name)) for name, runs in seen.items())
 
 
-def _start(contender: Contender, workload: Path) -> tuple[float, float]:
+def _start(contender: Contender, workload: Path, tokenizer: Path) -> tuple[float, float]:
     """(seconds until the first answer, of which loading) of a fresh process."""
     time.sleep(PAUSE)
     worker = WorkerProcess()
     try:
-        load = worker.ask(do="load", contender=asdict(contender))["seconds"]
+        load = worker.ask(do="load", contender=asdict(contender), tokenizer=str(tokenizer))["seconds"]
         first = worker.ask(do="run", workload=str(workload), again_below=0, outputs=None)["seconds"]
     finally:
         worker.close()

@@ -1,6 +1,7 @@
 """A contender's own process: JSON requests on standard input, one JSON answer a line.
 
-    {"do": "load", "contender": {...}}                 {"seconds", "versions"}
+    {"do": "load", "contender": {...}, "tokenizer": FILE or null}
+                                                       {"seconds", "versions"}
     {"do": "products", "shapes": [...], "threads": N}  {"multiply_adds"}
     {"do": "run", "workload": FILE, "again_below": S, "outputs": FILE or null}
                                                        {"seconds", "peak_bytes", "output"}
@@ -40,7 +41,7 @@ class Worker:
         """The answer to one request."""
         match request["do"]:
             case "load":
-                return self._load(request["contender"])
+                return self._load(request["contender"], request["tokenizer"])
             case "run":
                 return self._run(request["workload"], request["again_below"], request["outputs"])
             case "products":
@@ -48,8 +49,13 @@ class Worker:
             case _:
                 return self._multiply()
 
-    def _load(self, contender: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, contender: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:
+        """Load it; and a tokenizer, which mbexport's runtime brings by itself."""
         started = time.perf_counter()
+        if tokenizer is not None and contender["kind"] != "mbexport":
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(tokenizer)
         from mbexport.bench.contenders import Contender
         from mbexport.bench.engines import ENGINES
 

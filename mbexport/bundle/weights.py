@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights, expected_tensors, is_linear
-from mbexport.files import HashedFile, Progress
+from mbexport.files import Progress
 from mbexport.graph.rope import rope_tables
 from mbexport.manifest import WeightsFile
+from mbexport.writing import HashedFile
 
 # Projections that a checkpoint stores as one matrix, by rows. Multiplied apart, they need no split of the product.
 SEPARATED = {"Wqkv": ("Wq", "Wk", "Wv"), "Wi": ("Wi_input", "Wi_gate")}
 ALIGNMENT = 4096  # a page, so that a runtime can map each tensor as it lies
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a float32 tensor lies in the weights file: first byte, bytes, shape."""
+
+    offset: int
+    length: int
+    shape: tuple[int, ...]
+
+
 FloatArray = npt.NDArray[np.float32]
 
 
 def write_fp32_weights(
     path: Path, spec: ModelSpec, weights: Weights, progress: Progress
-) -> tuple[dict[str, ir.TensorProtocol], WeightsFile]:
+) -> tuple[dict[str, Place], WeightsFile]:
     """Write every tensor as float32, little endian, linear weights transposed to [in, out].
 
     Args:
@@ -33,13 +45,13 @@ def write_fp32_weights(
         progress: called after each tensor.
 
     Returns:
-        Per name, where the tensor lies; and the manifest's entry for the file.
+        Where each tensor lies, by name; and the manifest's entry for the file.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
         OSError: the file cannot be written.
     """
-    placed: dict[str, ir.TensorProtocol] = {}
+    placed: dict[str, Place] = {}
     expected = expected_tensors(spec)
     total = sum(len(_part_names(name)) for name in expected) + 2 * (spec.has_global + spec.has_local)
     with HashedFile(path) as file:
@@ -47,10 +59,7 @@ def write_fp32_weights(
             file.write(bytes(-file.bytes % ALIGNMENT))
             start = file.bytes
             file.write(np.ascontiguousarray(array, dtype="<f4").data.cast("B"))
-            placed[name] = ir.ExternalTensor(
-                path.name, start, file.bytes - start, ir.DataType.FLOAT,
-                shape=ir.Shape(array.shape), name=name, base_dir=str(path.parent),
-            )  # fmt: skip
+            placed[name] = Place(start, file.bytes - start, array.shape)
             progress(len(placed), total, name)
         return placed, WeightsFile(f"{path.parent.name}/{path.name}", file.bytes, file.sha256())
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import onnx_ir as ir
 
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import BundleError
-from mbexport.files import Progress, new_directory, no_progress, sha256, to_json, write_atomically
-from mbexport.graph.encoder import DIALECTS, build_graph
-from mbexport.manifest import FILE_NAME, Graph, Manifest, Sentence, Source, WeightsFile, write
-from mbexport.version import __version__
+from mbexport.files import Progress, no_progress, to_json, write_atomically
+from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, write
+from mbexport.writing import check_target, new_directory
 
-GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
-SELECTING_FILE = "onnx/model_ort_selected.onnx"
 DATA_FILE = "onnx/model.onnx_data"
 EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of DATA_FILE
 # Files of a checkpoint that a bundle carries along, where they are there.
@@ -33,25 +26,6 @@ CARRIED = (
     "sentence_bert_config.json",
 )
 SPARE_BYTES = 16 * 2**20  # graphs, tokenizer and manifest beside the weights
-
-
-def check_target(target: Path, *, force: bool) -> None:
-    """Refuse a place that is taken; ``force`` gives leave to replace a bundle, and only a bundle.
-
-    Raises:
-        BundleError: something is there that must not be replaced.
-    """
-    if not target.exists() and not target.is_symlink():
-        return
-    if not force:
-        raise BundleError(f"{target} exists; choose another place with -o, or replace it with --force")
-    if not target.is_dir() or target.is_symlink():
-        raise BundleError(f"{target} is no bundle, so --force does not replace it; choose another place with -o")
-    if any(target.iterdir()) and not (target / FILE_NAME).is_file():
-        raise BundleError(
-            f"{target} holds files and no {FILE_NAME}, so it is no bundle and --force does not replace it; "
-            "choose another place with -o"
-        )
 
 
 def write_bundle(
@@ -70,14 +44,14 @@ def write_bundle(
         CheckpointError: a weight holds NaN or infinity.
     """
     check_target(target, force=force)
-    with new_directory(target, replace=force) as directory, ThreadPoolExecutor(1) as worker:
-        source_hash = worker.submit(checkpoint.weights.sha256)  # on another core, while weights are written
+    with new_directory(target, replace=force) as directory:
+        checkpoint.weights.begin_hash()  # on another core: the import of onnx_ir takes 0.2 s, then weights are written
+        from mbexport.bundle.graphs import write_graphs
+
         _check_space(checkpoint, directory, target)
         (directory / "onnx").mkdir()
         placed, weights_file = write_fp32_weights(directory / DATA_FILE, checkpoint.spec, checkpoint.weights, progress)
-        graphs = [_write_graph(checkpoint, placed, directory, file, dialect) for dialect, file in GRAPH_FILES.items()]
-        if checkpoint.spec.task == "fill-mask":
-            graphs.append(_write_graph(checkpoint, placed, directory, SELECTING_FILE, "onnxruntime", selects=True))
+        graphs = write_graphs(checkpoint.spec, placed, directory, weights_file.file)
         for name in CARRIED:
             if source := checkpoint.file(name):
                 shutil.copyfile(source, directory / name)
@@ -87,23 +61,9 @@ def write_bundle(
                 shutil.copytree(source, directory / folder)
         config = checkpoint.config | {"transformers.js_config": {"use_external_data_format": EXTERNAL_DATA}}
         write_atomically(directory / "config.json", to_json(config) + "\n")
-        manifest = _manifest(checkpoint, source_hash.result(), weights_file, tuple(graphs))
+        manifest = _manifest(checkpoint, checkpoint.weights.sha256(), weights_file, graphs)
         write(manifest, directory)
     return manifest
-
-
-def _write_graph(
-    checkpoint: Checkpoint,
-    placed: Mapping[str, ir.TensorProtocol],
-    directory: Path,
-    file: str,
-    dialect: str,
-    *,
-    selects: bool = False,
-) -> Graph:
-    model = build_graph(checkpoint.spec, placed, dialect, __version__, selects_tokens=selects)
-    ir.save(model, directory / file)
-    return Graph(file, "fp32", dialect, DIALECTS[dialect].opset, sha256(directory / file), selects)
 
 
 def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from mbexport.checkpoint.sentence_config import DenseSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import CheckpointError
-from mbexport.files import read_json, sha256
+from mbexport.files import read_json
+from mbexport.writing import sha256
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -98,6 +100,7 @@ class Weights:
         self.further_files: list[Path] = []  # that given tensors came from
         self._tensors: dict[str, StoredTensor] = {}
         self._given: dict[str, FloatArray] = {}
+        self._hash: Future[str] | None = None
         for file in self.files:
             for name, tensor in _read_header(file).items():
                 self._add(self.canonical(name), tensor)
@@ -204,9 +207,17 @@ class Weights:
         """Bytes of all tensors as float32."""
         return 4 * sum(math.prod(self.shape(name) or ()) for name in self.names())
 
+    def begin_hash(self) -> Future[str]:
+        """Compute :meth:`sha256` on another core from now on."""
+        if self._hash is None:
+            worker = ThreadPoolExecutor(1)
+            self._hash = worker.submit(sha256, *self.files, *self.further_files)
+            worker.shutdown(wait=False)  # the thread ends with its work
+        return self._hash
+
     def sha256(self) -> str:
         """SHA-256 over all files that weights come from: the model's in the order of their names, then others."""
-        return sha256(*self.files, *self.further_files)
+        return self.begin_hash().result()
 
 
 def read_tensors(file: Path) -> dict[str, FloatArray]:

@@ -26,15 +26,19 @@ class Cores:
     Args:
         graph: the ONNX file.
         threads: cores to use; None takes those that this process may use.
+        as_written: see :class:`OnnxRuntimeBackend`.
         share: whether runs may stand side by side.
 
     Raises:
         BackendError: ONNX Runtime refuses the file.
     """
 
-    def __init__(self, graph: Path, threads: int | None = None, *, share: bool = True) -> None:
-        self.all = OnnxRuntimeBackend(graph, threads)
+    def __init__(
+        self, graph: Path, threads: int | None = None, *, as_written: bool = False, share: bool = True
+    ) -> None:
+        self.all = OnnxRuntimeBackend(graph, threads, as_written=as_written)
         self._graph = graph
+        self._as_written = as_written
         self._count = threads or available_cores()
         self._share = share
         self._lock = threading.Lock()
@@ -68,7 +72,8 @@ class Cores:
     def _one_core_each(self) -> tuple[OnnxRuntimeBackend, ThreadPoolExecutor]:
         with self._lock:
             if self._pair is None:
-                self._pair = OnnxRuntimeBackend(self._graph, 1), ThreadPoolExecutor(self._count, "mbexport")
+                backend = OnnxRuntimeBackend(self._graph, 1, as_written=self._as_written)
+                self._pair = backend, ThreadPoolExecutor(self._count, "mbexport")
             return self._pair
 
 

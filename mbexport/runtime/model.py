@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import IntArray, OnnxRuntimeBackend
 from mbexport.runtime.cores import Cores
-from mbexport.runtime.entities import entities
 from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
 from mbexport.runtime.schedule import Run, plan_runs
 from mbexport.runtime.spans import best_span
 from mbexport.runtime.text import Encoded, TextEncoder
 from mbexport.texts import Text
 
+FUSED = "onnxruntime"  # the dialect that is written for it
 DEVICES = ("auto", "cpu")
 MOST_THREADS = 1024
 Outputs = dict[str, FloatArray]  # of one text, by name
@@ -180,6 +181,8 @@ class Model:
             elif task == "fill-mask":
                 answers.append([top_tokens(row, TOP_TOKENS, decode) for row in output["logits"]])
             elif task == "token-classification":
+                from mbexport.runtime.entities import entities
+
                 answers.append(entities(output["logits"], item, text if isinstance(text, str) else text[0], labels))
             else:
                 answers.append(output["token_embeddings"])
@@ -304,13 +307,16 @@ def load(
     graph = _choose_graph(directory, manifest, precision)
     manifests.check_files(directory, manifest)
     keep_first = manifest.task == "question-answering"
-    encoder = TextEncoder(directory / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+    with ThreadPoolExecutor(1) as other_core:  # a tokenizer of 50,000 words takes a third of a graph's time
+        tokenizer = directory / "tokenizer.json"
+        loading = other_core.submit(TextEncoder, tokenizer, manifest.max_length, keep_first=keep_first)
+        cores = Cores(directory / graph.file, threads, as_written=graph.dialect == FUSED, share=share_cores)
+        encoder = loading.result()
     if manifest.task == "fill-mask" and (not manifest.mask_token or encoder.token_id(manifest.mask_token) is None):
         raise BundleError(
             f"{directory}: the mask token {manifest.mask_token!r} is not in tokenizer.json; "
             "set mask_token in the checkpoint's tokenizer_config.json and export again"
         )
-    cores = Cores(directory / graph.file, threads, share=share_cores)
     labels = len(manifest.labels or ())
     if manifest.task in ("text-classification", "token-classification") and cores.all.width("logits") != labels:
         raise BundleError(f"{directory}: the manifest has {labels} labels, {graph.file} another number; export again")
@@ -323,4 +329,4 @@ def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:
     if not graphs:
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError(f"{directory} holds no {wanted} graph; it has {have}")
-    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.dialect == "onnxruntime"))
+    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.dialect == FUSED))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from mbexport.errors import BundleError, InputError
 from mbexport.texts import Text
@@ -54,6 +53,8 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer_file: Path, max_length: int, *, keep_first: bool = False) -> None:
+        from tokenizers import Tokenizer  # here, beside a graph that is being loaded
+
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"

@@ -1,0 +1,57 @@
+"""The graph files of a bundle, all of one weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mbexport.bundle.weights import Place
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.graph.encoder import DIALECTS, build_graph
+from mbexport.manifest import Graph
+from mbexport.version import __version__
+from mbexport.writing import sha256
+
+GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
+SELECTING_FILE = "onnx/model_ort_selected.onnx"
+
+
+def write_graphs(spec: ModelSpec, placed: Mapping[str, Place], directory: Path, weights_file: str) -> tuple[Graph, ...]:
+    """Write every graph that a model has.
+
+    Args:
+        spec: the model.
+        placed: its tensors' places in the weights file.
+        directory: the bundle.
+        weights_file: relative to it, in the folder that the graphs go to.
+
+    Returns:
+        The manifest's entries.
+    """
+    weights = {name: _external(name, place, directory / weights_file) for name, place in placed.items()}
+    graphs = [_write_graph(spec, weights, directory, file, dialect) for dialect, file in GRAPH_FILES.items()]
+    if spec.task == "fill-mask":
+        graphs.append(_write_graph(spec, weights, directory, SELECTING_FILE, "onnxruntime", selects=True))
+    return tuple(graphs)
+
+
+def _external(name: str, place: Place, file: Path) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        file.name, place.offset, place.length, ir.DataType.FLOAT,
+        shape=ir.Shape(place.shape), name=name, base_dir=str(file.parent),
+    )  # fmt: skip
+
+
+def _write_graph(
+    spec: ModelSpec,
+    weights: Mapping[str, ir.TensorProtocol],
+    directory: Path,
+    file: str,
+    dialect: str,
+    *,
+    selects: bool = False,
+) -> Graph:
+    ir.save(build_graph(spec, weights, dialect, __version__, selects_tokens=selects), directory / file)
+    return Graph(file, "fp32", dialect, DIALECTS[dialect].opset, sha256(directory / file), selects)

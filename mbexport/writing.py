@@ -1,0 +1,121 @@
+"""Large files and directories, written safely: hashes on another core, directories that appear whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from mbexport.errors import BundleError
+from mbexport.manifest import FILE_NAME as MANIFEST
+
+MOST_PENDING = 64 * 2**20  # bytes that are written and not hashed yet, which stay in memory
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse a place that is taken; ``force`` gives leave to replace a bundle, and only a bundle.
+
+    Raises:
+        BundleError: something is there that must not be replaced.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise BundleError(f"{target} exists; choose another place with -o, or replace it with --force")
+    if not target.is_dir() or target.is_symlink():
+        raise BundleError(f"{target} is no bundle, so --force does not replace it; choose another place with -o")
+    if any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise BundleError(
+            f"{target} holds files and no {MANIFEST}, so it is no bundle and --force does not replace it; "
+            "choose another place with -o"
+        )
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(2**20))  # one for all: new memory for each piece would take half of the time
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while size := stream.readinto(buffer):
+                digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+class HashedFile:
+    """A new file whose SHA-256 is computed on another core while it is written.
+
+    Args:
+        path: the file to write.
+
+    Attributes:
+        bytes: how many were written so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._worker = ThreadPoolExecutor(1)
+        self._pending: deque[tuple[Future[None], int]] = deque()
+        self.bytes = 0
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown()
+        self._stream.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``, which must not change afterwards."""
+        while sum(size for _, size in self._pending) > MOST_PENDING:
+            self._pending.popleft()[0].result()
+        self._pending.append((self._worker.submit(self._digest.update, data), len(data)))
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+        self.bytes += len(data)
+
+    def sha256(self) -> str:
+        """SHA-256 of all that was written, in hexadecimal."""
+        for future, _ in self._pending:
+            future.result()
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def new_directory(target: Path, *, replace: bool) -> Iterator[Path]:
+    """A temporary sibling that becomes ``target`` when the block ends without an error.
+
+    Args:
+        target: the directory to make.
+        replace: an existing ``target`` is set aside and removed once the new one stands.
+
+    Raises:
+        BundleError: the file system refuses (full, read-only, not permitted, ...).
+    """
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+        temporary.chmod(0o755)
+        yield temporary
+        if replace and target.exists():
+            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+            os.replace(target, aside)
+            os.replace(temporary, target)
+            shutil.rmtree(aside, ignore_errors=True)  # the new one stands; what cannot go is no failure
+        else:
+            os.replace(temporary, target)
+    except OSError as cause:
+        reason = cause.strerror or str(cause)
+        raise BundleError(f"{target} cannot be written: {reason}; nothing was left there") from cause
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
