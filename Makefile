@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-export clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -36,8 +36,16 @@ parity-table:
 bench: .venv-bench/ready .venv-optimum/ready
 	.venv-bench/bin/python benchmarks/cpu.py --optimum .venv-optimum/bin/optimum-cli
 
+bench-example: .venv-bench/ready
+	.venv-bench/bin/mbexport onnx $(EXAMPLE) -o $(BUNDLE) --force
+	.venv-bench/bin/mbexport bench $(BUNDLE) --shapes 8x128,1x2048 --against onnxruntime --against openvino \
+	    --report benchmarks/results/example.json
+
 bench-table: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/table.py
+
+bench-masked-lm: .venv-demo/ready
+	.venv-demo/bin/python benchmarks/masked_lm.py
 
 bench-export: .venv-demo/ready .venv-optimum/ready
 	.venv-demo/bin/python benchmarks/export_time.py --peer .venv-optimum/bin/optimum-cli

@@ -3,7 +3,7 @@
     make bench-export
 
 Whole processes, one after the other (A B A B ...), on a base-size checkpoint with random
-weights. Writes benchmarks/results/export_time.json and prints it as a table.
+weights. Writes benchmarks/results/export_time.json.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     result = {"date": date.today().isoformat(), "machine": processor(), "figures": rows}
     (RESULTS / "export_time.json").write_text(json.dumps(result, indent=2) + "\n")
-    print("| | median, s | runs, s | peak, MB |\n|---|---|---|---|")
-    for name, row in rows.items():
-        print(f"| {name} | {row['median_seconds']} | {row['seconds']} | {row['peak_megabytes']} |")
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ def part_of(name: str, operator: str, spec: ModelSpec) -> str:
     """The part that a node's time belongs to.
 
     Args:
-        name: e.g. ``layers.3/attn/Wqkv``.
+        name: e.g. ``layers.3/attn/Wq``.
         operator: e.g. ``MatMul``.
         spec: says which layers are global.
     """
-    if operator in PRODUCT_OPERATORS and PROJECTION.search(name.split("/MatMulAddFusion", maxsplit=1)[0]):
+    if operator in PRODUCT_OPERATORS and PROJECTION.search(name):
         return PRODUCTS
     layer = re.match(r"layers\.(\d+)/attn/", name)
     if layer:
@@ -52,6 +52,7 @@ def profile(bundle: Path, length: int, threads: int, spec: ModelSpec) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the runtime does
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(bundle / FUSED_GRAPH), options, providers=["CPUExecutionProvider"])
@@ -68,8 +69,10 @@ def split_by_part(events: list[dict[str, Any]], spec: ModelSpec) -> dict[str, fl
     seconds: list[Counter[str]] = [Counter() for _ in spans]
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            name = event["name"].removesuffix("_kernel_time")
-            part = part_of(name, event["args"].get("op_name", ""), spec)
+            name, operator = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
+            if operator == "If":  # the nodes of its branch have events of their own
+                continue
+            part = part_of(name, operator, spec)
             for counter, (start, end) in zip(seconds, spans, strict=True):
                 if start <= event["ts"] < end:
                     counter[part] += event["dur"] / 1e6

@@ -1,37 +1,73 @@
-"""Put the tables of benchmarks/results/cpu.json between the markers in README.md.
+"""Put the figures of benchmarks/results/*.json between their markers in README.md.
 
-make bench bench-table
+make bench-table
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mbexport.bench.markdown import markdown
 from mbexport.bench.report import read
+from mbexport.show import bench_text
 
 ROOT = Path(__file__).parent.parent
-RESULT, README = ROOT / "benchmarks/results/cpu.json", ROOT / "README.md"
-BEGIN, END = "<!-- cpu-table -->", "<!-- /cpu-table -->"
-NOT_YET = "Not measured yet: `make bench bench-table`."
+RESULTS, README = ROOT / "benchmarks/results", ROOT / "README.md"
 
 
-def rendered() -> str:
-    """What belongs between the markers."""
-    return markdown(read(RESULT)) if RESULT.exists() else NOT_YET
+def example() -> str:
+    """What `mbexport bench` prints for the example's bundle."""
+    return f"```\n{bench_text(read(RESULTS / 'example.json'))}\n```"
 
 
-def split_readme() -> tuple[str, str, str]:
-    """README.md before, between and after the markers."""
-    before, rest = README.read_text("utf-8").split(BEGIN)
-    between, after = rest.split(END)
+def export() -> str:
+    """Time and memory of an export."""
+    result = _load("export_time.json")
+    lines = ["| | median, s | runs, s | peak, MB |", "|---|---|---|---|"]
+    for name, row in result["figures"].items():
+        runs = ", ".join(map(str, row["seconds"]))
+        lines.append(f"| {name} | {row['median_seconds']} | {runs} | {row['peak_megabytes']} |")
+    return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
+
+
+def masked_lm() -> str:
+    """One masked token's logits against all."""
+    result = _load("masked_lm.json")
+    lines = ["| ms | selected tokens | all tokens |", "|---|---|---|"]
+    lines += [f"| {shape} | {row['selected']} | {row['all']} |" for shape, row in result["figures"].items()]
+    return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
+
+
+def cpu() -> str:
+    """Every contender on every workload."""
+    return markdown(read(RESULTS / "cpu.json"))
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
+}  # fmt: skip
+
+
+def _load(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / name).read_text("utf-8"))
+    return result
+
+
+def split_readme(section: str) -> tuple[str, str, str]:
+    """README.md before, between and after a section's markers."""
+    before, rest = README.read_text("utf-8").split(f"<!-- {section} -->")
+    between, after = rest.split(f"<!-- /{section} -->")
     return before, between, after
 
 
 def main() -> None:
     """Replace what is there."""
-    before, _, after = split_readme()
-    README.write_text(f"{before}{BEGIN}\n{rendered()}\n{END}{after}", "utf-8")
+    for section, render in SECTIONS.items():
+        before, _, after = split_readme(section)
+        README.write_text(f"{before}<!-- {section} -->\n{render()}\n<!-- /{section} -->{after}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def predict(
     bundle, given = _split_bundle(bundle_and_texts)
     if given and file:
         raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
-    model = load(bundle, threads=threads)
+    model = load(bundle, threads=threads, share_cores=not given)  # a few texts do not pay for a second session
     task = model.manifest.task
     texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
     if question is not None:

@@ -103,6 +103,7 @@ def test_outputs_of_tokens_lose_the_padding(tmp_path: Path) -> None:
         (np.ones((1, 3), np.int64), "item 1 is no one-dimensional"),
         (np.ones(0, np.int64), "item 1 has 0 tokens, expected 1 to 8192"),
         (np.ones(8193, np.int64), "item 1 has 8193 tokens"),
+        (np.array([1, -100]), "item 1 holds the id -100; ids count from 0"),
     ],
 )
 def test_what_are_no_token_ids(item: object, message: str, example_bundle: Path) -> None:

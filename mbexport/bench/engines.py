@@ -16,7 +16,7 @@ from mbexport.errors import ContenderError
 
 FloatArray = npt.NDArray[np.float32]
 # The first of these that a contender has is compared; those of tokens at real tokens only.
-COMPARED = ("logits", "sentence_embedding", "start_logits", "last_hidden_state", "token_embeddings")
+COMPARED = ("logits", "sentence_embedding", "start_logits", "token_embeddings", "last_hidden_state")
 OF_TOKENS = ("start_logits", "last_hidden_state", "token_embeddings")
 
 

@@ -11,14 +11,15 @@ def markdown(report: Report) -> str:
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
     rate = "" if report.rate is None else f", {2e-9 * report.rate:.0f} GFLOP/s in the model's matrix products"
     head = f"{machine.cpu}, {machine.threads} of {machine.cores} cores{memory}{rate}; {report.date}."
-    return "\n\n".join([head, _times(report), *_memory_and_starts(report)])
+    notes = [f"Note: {note}." for note in report.notes]
+    return "\n\n".join([head, _times(report), *_memory_and_starts(report), *notes])
 
 
 def _times(report: Report) -> str:
     """Milliseconds, medians; the best peer and its time over ours, and the floor's share of ours."""
     ours = report.entrants[0].name
     names = [entrant.name for entrant in report.entrants]
-    lines = [["ms", *names, "best peer", f"its time over {ours}'s", f"floor, of {ours}'s"]]
+    lines = [["ms", "rounds", *names, "best peer", f"its time over {ours}'s", f"floor, of {ours}'s"]]
     for workload in report.workloads:
         best = workload.best_peer()
         share = workload.rows[0].floor_share
@@ -26,6 +27,7 @@ def _times(report: Report) -> str:
         lines.append(
             [
                 workload.name,
+                str(len(workload.rows[0].seconds)),
                 *cells,
                 "-" if best is None else best.contender,
                 "-" if best is None or best.ratio is None else f"{best.ratio:.2f}",

@@ -21,12 +21,13 @@ ROUNDS = ((0.3, 11), (1.5, 7), (5.0, 5), (20.0, 3), (float("inf"), 2))  # up to 
 class Run:
     """What one contender did with one workload.
 
-    ``outputs``: the file with its answers, and ``output`` their name. ``seconds`` leaves the
-    warm-up out. ``failure`` says why it stopped, if it did.
+    ``outputs``: the file with its answers, and ``output`` their name. ``alone``: it had no turns
+    with the others. ``seconds`` leaves the warm-up out. ``failure`` says why it stopped, if it did.
     """
 
     contender: Contender
     outputs: Path
+    alone: bool
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
     output: str | None = None
@@ -71,7 +72,7 @@ def measure(
     file = turns.folder / f"{workload.name}.npz"
     workload.save(file)
     runs = {
-        contender: Run(contender, turns.folder / f"{workload.name}.{number}.npz")
+        contender: Run(contender, turns.folder / f"{workload.name}.{number}.npz", contender in turns.alone)
         for number, contender in enumerate(contenders)
     }
     together = [run for contender, run in runs.items() if contender not in turns.alone]

@@ -55,7 +55,10 @@ class WorkerProcess:
             raise ContenderError(f"no answer within {LONGEST_ANSWER} s") from None
         if not line:
             raise ContenderError(self._last_words())
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:  # it died while it wrote
+            raise ContenderError(self._last_words()) from None
         if "error" in answer:
             raise ContenderError(answer["error"])
         return answer

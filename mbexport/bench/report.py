@@ -36,7 +36,7 @@ class Row:
     """One contender's figures on one workload.
 
     ``seconds``: of each round; ``median``, ``minimum`` and ``spread`` (between the quartiles) of
-    them. ``ratio``: this contender's time over the first one's, the median over rounds.
+    them. ``ratio``: this contender's time over the first one's, see :func:`ratio_of`.
     ``floor_share``: the arithmetic floor over the median. ``peak_bytes``: resident memory of a
     fresh process that ran the workload once; None where it was not taken. All are None or empty
     unless ``state`` is ``measured``; ``reason`` says why.
@@ -101,6 +101,7 @@ class Start:
     load: float | None = None
     totals: tuple[float, ...] = ()
     reason: str | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Report:
         wrong = [
             f"{row.contender} is WRONG on {name}" for name, row in rows if row.state == MEASURED and not row.counts
         ]
-        return failed + wrong
+        starts = [f"{start.contender} failed at its start: {start.reason}" for start in self.starts if start.failed]
+        return failed + wrong + starts
 
     def to_json(self) -> str:
         """The report as indented JSON, a line break at its end."""
@@ -155,8 +157,14 @@ def quartile_range(values: Sequence[float]) -> float:
     return high - low
 
 
-def paired_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float | None:
-    """Median over rounds of seconds / reference, over the rounds that both have; None without any."""
+def ratio_of(seconds: Sequence[float], reference: Sequence[float], *, paired: bool) -> float | None:
+    """Seconds / reference; None without any.
+
+    ``paired``: the median over the rounds that both have; else of the medians, for runs that did
+    not take turns.
+    """
+    if not paired and seconds and reference:
+        return statistics.median(seconds) / statistics.median(reference)
     ratios = [own / other for own, other in zip(seconds, reference, strict=False)]
     return statistics.median(ratios) if ratios else None
 

@@ -25,8 +25,8 @@ from mbexport.bench.report import (
     Row,
     Start,
     WorkloadFigures,
-    paired_ratio,
     quartile_range,
+    ratio_of,
 )
 from mbexport.bench.workloads import LONG, Workload
 from mbexport.errors import ContenderError
@@ -191,7 +191,7 @@ def _row(workload: Workload, run: Run, reference: Run, floor: float | None, *, m
         median=median,
         minimum=min(run.seconds),
         spread=quartile_range(run.seconds),
-        ratio=paired_ratio(run.seconds, reference.seconds),
+        ratio=ratio_of(run.seconds, reference.seconds, paired=not run.alone),
         tokens_per_second=workload.tokens / median,
         floor_share=floor / median if floor else None,
         peak_bytes=run.peak_bytes if memory else None,
@@ -207,6 +207,7 @@ def _starts(plan: Plan, folder: Path, on_turn: Callable[[str], None]) -> tuple[S
     plan.start.save(file)
     seen: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in plan.contenders}
     reasons: dict[str, str] = {}
+    failed: set[str] = set()
     for contender in plan.contenders:
         reason = plan.leave_out(contender, "start", plan.start.longest)
         if reason is not None:
@@ -219,8 +220,9 @@ def _starts(plan: Plan, folder: Path, on_turn: Callable[[str], None]) -> tuple[S
                 try:
                     seen[contender.name].append(_start(contender, file, plan.tokenizer))
                 except ContenderError as error:
-                    reasons[contender.name] = f"failed: {error}"
-    return tuple(_start_figures(name, runs, reasons.get(name)) for name, runs in seen.items())
+                    reasons[contender.name] = str(error)
+                    failed.add(contender.name)
+    return tuple(_start_figures(name, runs, reasons.get(name), name in failed) for name, runs in seen.items())
 
 
 def _start(contender: Contender, workload: Path, tokenizer: Path) -> tuple[float, float]:
@@ -235,8 +237,8 @@ def _start(contender: Contender, workload: Path, tokenizer: Path) -> tuple[float
     return load + first, load
 
 
-def _start_figures(name: str, runs: Sequence[tuple[float, float]], reason: str | None) -> Start:
+def _start_figures(name: str, runs: Sequence[tuple[float, float]], reason: str | None, failed: bool) -> Start:
     if reason is not None:
-        return Start(name, reason=reason)
+        return Start(name, reason=reason, failed=failed)
     totals = tuple(total for total, _ in runs)
     return Start(name, statistics.median(totals), statistics.median(load for _, load in runs), totals)

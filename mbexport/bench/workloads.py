@@ -138,8 +138,10 @@ class Maker:
         ]
 
     def from_ids(self, name: str, texts: Sequence[IntArray]) -> Workload:
-        """Texts that a tokenizer made ids of."""
-        return Workload(name, tuple(texts), FILE_BATCH, "longest", pad_id=self.pad_id, mask_id=self.mask_id)
+        """Texts that a tokenizer made ids of, by length, so that peers pad their batches little."""
+        return Workload(
+            name, tuple(sorted(texts, key=len)), FILE_BATCH, "longest", pad_id=self.pad_id, mask_id=self.mask_id
+        )
 
     def _workload(
         self, name: str, lengths: Sequence[int], batch: int, padding: str, row: int | None = None

@@ -31,6 +31,7 @@ class GraphBuilder:
         self._main = self._tape = Tape()  # what is recorded into; the main one keeps all weights and constants
         self._scopes: list[str] = []
         self._names: set[str] = set()
+        self._domains: set[str] = set()
         self._initializers: dict[str, ir.Value] = {}
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
@@ -71,6 +72,7 @@ class GraphBuilder:
     ) -> Sequence[ir.Value]:
         """Record an operation with several outputs; otherwise as :meth:`op`."""
         path = self._unique(name)
+        self._domains.add(domain)
         values = self._tape.op_multi_out(
             op_type, list(inputs), attributes, num_outputs=outputs, domain=domain, name=path
         )
@@ -153,7 +155,7 @@ class GraphBuilder:
         if unused:
             raise GraphError(f"weights that no node uses: {', '.join(unused[:5])} ({len(unused)} in all)")
         opsets = {"": opset}
-        if any(node.domain == MICROSOFT for node in self._main.nodes):
+        if MICROSOFT in self._domains:
             opsets[MICROSOFT] = 1
         graph = ir.Graph(
             self._inputs,

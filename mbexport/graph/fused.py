@@ -37,6 +37,9 @@ class FusedDialect:
         if spec.has_local:
             with b.scope("local_attention"):
                 self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
+                self._several = b.op("Squeeze", self._windows.several, b.ints(0), name="several")
+                blind = self._windows.blind
+                self._any_blind = None if blind is None else blind.any(b)
         if spec.has_global:
             with b.scope("global_attention"):
                 self._build_conditions(attention_mask)
@@ -93,10 +96,10 @@ class FusedDialect:
                 name="out",
             )
         blind = self._windows.blind
-        if blind is None:
+        if blind is None or self._any_blind is None:
             return self._local(q, k, v)
         return b.choose(
-            blind.any,
+            self._any_blind,
             lambda: blind.fill(b, self._local(q, k, v), v),
             lambda: self._local(q, k, v),
             name="filled_or_not",
@@ -109,7 +112,7 @@ class FusedDialect:
             blocks = windows.queries(b, q), windows.keys(b, k, "k"), windows.keys(b, v, "v")
             return windows.join(b, self._attend(*blocks, windows.bias))
 
-        return b.choose(windows.several, by_blocks, lambda: self._attend(q, k, v, windows.bias), name="out")
+        return b.choose(self._several, by_blocks, lambda: self._attend(q, k, v, windows.bias), name="out")
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
         kind = "global" if is_global else "local"

@@ -23,15 +23,8 @@ def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
 
 def layer_norm(b: GraphBuilder, x: ir.Value, path: str, eps: float) -> ir.Value:
     """Layer normalization over the last axis, with or without a bias; the shape stays."""
-    return b.op("LayerNormalization", x, *norm_weights(b, path), name=path.rsplit(".", 1)[-1], axis=-1, epsilon=eps)
-
-
-def norm_weights(b: GraphBuilder, path: str) -> list[ir.Value]:
-    """The weight of a norm and, where it has one, its bias; each [hidden]."""
-    weights = [b.weight(f"{path}.weight")]
-    if b.has_weight(f"{path}.bias"):
-        weights.append(b.weight(f"{path}.bias"))
-    return weights
+    weights = [b.weight(f"{path}.{kind}") for kind in ("weight", "bias") if b.has_weight(f"{path}.{kind}")]
+    return b.op("LayerNormalization", x, *weights, name=path.rsplit(".", 1)[-1], axis=-1, epsilon=eps)
 
 
 def activation(b: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:

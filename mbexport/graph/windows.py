@@ -40,7 +40,7 @@ class BlockSizes:
 class Windows:
     """What all local layers share; ``block`` queries see ``span`` keys.
 
-    several: bool scalar, whether the text has more than one block. query_positions
+    several: bool [1], whether the text has more than one block. query_positions
     [blocks * block], key_positions [blocks * span], order [sequence]: int64 positions to gather.
     bias [batch * blocks, 1, block, span]: 0 where a query sees a key, else MASKED. The shapes
     are targets of reshapes. blind: None where nothing reads what a blind query becomes.
@@ -74,14 +74,18 @@ class Windows:
 
 @dataclass(frozen=True)
 class BlindQueries:
-    """Queries deep in padding, that see no key: which, bool [batch, sequence, 1]; any, bool scalar.
+    """Queries deep in padding, that see no key: sighted, float32 [batch, sequence, 1], is 0 there.
 
     What they become matters only to a classifier that pools the first position, padding or not:
     their values have a part in the mean that the first position may take.
     """
 
-    which: ir.Value
-    any: ir.Value
+    sighted: ir.Value
+
+    def any(self, b: GraphBuilder) -> ir.Value:
+        """Whether there is one, bool scalar."""
+        least = b.op("ReduceMin", self.sighted, name="least_sighted", keepdims=0)
+        return b.op("Not", b.op("Cast", least, name="all_sighted", to=ir.DataType.BOOL), name="any_blind")
 
     def fill(self, b: GraphBuilder, attended: ir.Value, v: ir.Value) -> ir.Value:
         """Blind queries take the mean of all values; each [batch, sequence, hidden].
@@ -89,7 +93,8 @@ class BlindQueries:
         So does a softmax over equally masked scores, in transformers' eager attention.
         """
         mean = b.op("ReduceMean", v, b.ints(1), name="v_mean", keepdims=1)
-        return b.op("Where", self.which, mean, attended, name="filled")
+        sees = b.op("Cast", self.sighted, name="sees", to=ir.DataType.BOOL)
+        return b.op("Where", sees, attended, mean, name="filled")
 
 
 def build_windows(
@@ -130,7 +135,7 @@ def build_windows(
     band = b.op("LessOrEqual", distance, b.ints(spec.half_window), name="band")
     seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, span]
     return Windows(
-        several=b.op("Squeeze", several, b.ints(0), name="several"),
+        several=several,
         query_positions=b.op("Min", tokens, last, name="query_positions"),
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         order=_range(b, length, "order"),
@@ -151,13 +156,9 @@ def _find_blind(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Val
     """seen: bool [batch * blocks, 1, block, span]."""
     numbers = b.op("Cast", seen, name="seen_numbers", to=ir.DataType.FLOAT)
     any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
-    by_text = b.op(
-        "Reshape", any_seen, b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0), name="seen_rows"
-    )
-    by_text = b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="seen_tokens")
-    least = b.op("Cast", b.op("ReduceMin", by_text, name="least_seen", keepdims=0), name="all_see", to=ir.DataType.BOOL)
-    sighted = b.op("Cast", by_text, name="sighted", to=ir.DataType.BOOL)
-    return BlindQueries(which=b.op("Not", sighted, name="blind"), any=b.op("Not", least, name="any_blind"))
+    rows = b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0)
+    by_text = b.op("Reshape", any_seen, rows, name="seen_rows")
+    return BlindQueries(b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="sighted"))
 
 
 def _range(b: GraphBuilder, end: ir.Value, name: str) -> ir.Value:

@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from mbexport.errors import BackendError
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.schedule import Run, side_by_side
+from mbexport.runtime.schedule import Run, share_cores
 
 T = TypeVar("T")
 
@@ -20,12 +21,13 @@ class Cores:
     """A loaded graph and the cores that it may use. Safe to call from several threads.
 
     Runs side by side need a second session, whose threads do not wait for one another. It is
-    loaded when it is first of use, and holds its own copy of the matrices as ONNX Runtime packs
-    them: 0.4 GB at base size.
+    loaded when it is first of use, in 0.3 s at base size, and holds its own copy of the matrices
+    as ONNX Runtime packs them, 0.4 GB.
 
     Args:
         graph: the ONNX file.
-        threads: cores to use; None takes those that this process may use.
+        threads: cores to use. None leaves those of a run alone to ONNX Runtime, and takes for runs
+            side by side all that this process may use.
         as_written: see :class:`OnnxRuntimeBackend`.
         share: whether runs may stand side by side.
 
@@ -36,30 +38,43 @@ class Cores:
     def __init__(
         self, graph: Path, threads: int | None = None, *, as_written: bool = False, share: bool = True
     ) -> None:
-        self.all = OnnxRuntimeBackend(graph, threads, as_written=as_written)
-        self._graph = graph
+        self._graph = graph.resolve()  # it is read again, perhaps from another working directory
+        self._files = _files_beside(self._graph)
+        self.all = OnnxRuntimeBackend(self._graph, threads, as_written=as_written)
         self._as_written = as_written
         self._count = threads or available_cores()
         self._share = share
         self._lock = threading.Lock()
         self._pair: tuple[OnnxRuntimeBackend, ThreadPoolExecutor] | None = None
+        self._process = os.getpid()
 
     def map(self, forward: Callable[[OnnxRuntimeBackend, Run], T], runs: Sequence[Run]) -> Iterator[tuple[Run, T]]:
-        """Each run and what ``forward`` makes of it, in order, as they are done.
+        """Each run and what ``forward`` makes of it, as they are done.
 
         Raises:
-            BackendError: a forward pass failed; runs that had not begun are given up.
+            BackendError: a forward pass failed, and runs that had not begun are given up; or the
+                bundle was replaced since it was loaded.
         """
-        if not self._share or not side_by_side(runs, self._count):
-            for run in runs:
-                yield run, forward(self.all, run)
+        plan = share_cores(runs, self._count if self._share else 1)
+        for run in plan.in_turn:
+            yield run, forward(self.all, run)
+        if not plan.side_by_side:
             return
         backend, pool = self._one_core_each()
         waiting: deque[tuple[Run, Future[T]]] = deque()
+        running = threading.Semaphore(plan.lanes)
+
+        def on_one_core(run: Run) -> T:
+            with running:  # lanes may be fewer than threads
+                return forward(backend, run)
+
         try:
-            for run in runs:
-                waiting.append((run, pool.submit(forward, backend, run)))
-                if len(waiting) > 2 * self._count:  # results that nobody took yet stay few
+            for run in plan.side_by_side:
+                try:
+                    waiting.append((run, pool.submit(on_one_core, run)))
+                except RuntimeError:  # the main thread has ended, and pools take no more work
+                    yield run, forward(self.all, run)
+                if len(waiting) > 2 * plan.lanes:  # results that nobody took yet stay few
                     done, future = waiting.popleft()
                     yield done, future.result()
             while waiting:
@@ -71,10 +86,21 @@ class Cores:
 
     def _one_core_each(self) -> tuple[OnnxRuntimeBackend, ThreadPoolExecutor]:
         with self._lock:
-            if self._pair is None:
+            if self._pair is None or self._process != os.getpid():  # a forked process has no threads of the pool
+                if _files_beside(self._graph) != self._files:
+                    raise BackendError(f"{self._graph.parent} was changed since it was loaded; load the bundle again")
                 backend = OnnxRuntimeBackend(self._graph, 1, as_written=self._as_written)
                 self._pair = backend, ThreadPoolExecutor(self._count, "mbexport")
+                self._process = os.getpid()
             return self._pair
+
+
+def _files_beside(graph: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells whether a graph or its weights were replaced: number, size and time of all files of its folder."""
+    if not graph.parent.is_dir():
+        return {}
+    states = {path.name: path.stat() for path in graph.parent.iterdir()}
+    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 def available_cores() -> int:

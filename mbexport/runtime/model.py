@@ -150,21 +150,24 @@ class Model:
         """
         return self._outputs(_ids(self._encode(self._with_prompt(_items(texts), None))))
 
-    def outputs_of_tokens(self, token_ids: Sequence[IntArray]) -> list[Outputs]:
+    def outputs_of_tokens(self, token_ids: Iterable[IntArray]) -> list[Outputs]:
         """The graph's outputs for token ids already made, as :meth:`outputs` gives them for texts.
 
         Args:
             token_ids: of each text, int64 [tokens], special tokens included.
 
         Raises:
-            InputError: an item is no such array, or has more tokens than the model takes.
-            BackendError: the forward pass failed, e.g. at an id outside the vocabulary.
+            InputError: an item is no such array, has more tokens than the model takes, or an id below 0.
+            BackendError: the forward pass failed, e.g. at an id beyond the vocabulary.
         """
+        token_ids = list(token_ids)
         for number, ids in enumerate(token_ids):
             if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
                 raise InputError(f"item {number} is no one-dimensional NumPy array of int64")
             if not 0 < len(ids) <= self.manifest.max_length:
                 raise InputError(f"item {number} has {len(ids)} tokens, expected 1 to {self.manifest.max_length}")
+            if ids.min() < 0:
+                raise InputError(f"item {number} holds the id {ids.min()}; ids count from 0")
         return self._outputs(token_ids)
 
     def _answer_tokens(self, texts: Sequence[Text]) -> list[Any]:
@@ -288,10 +291,11 @@ def load(
         bundle: a directory that ``mbexport onnx`` wrote.
         device: ``auto`` or ``cpu``; other devices are refused, never replaced in silence.
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``.
-        threads: cores to use; None takes those that this process may use.
-        share_cores: whether many texts of one call may run side by side, one core each. It is
-            faster and, from the first such call on, needs the packed weights twice (0.4 GB more
-            at base size).
+        threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
+            all that this process may use.
+        share_cores: whether texts of one call may run side by side, one core each. It is faster;
+            the first such call takes 0.3 s more at base size, and from then on the packed weights
+            are there twice, 0.4 GB more.
 
     Raises:
         BundleError: no bundle there, a file of it missing or cut short, no such precision.

@@ -3,7 +3,7 @@
 On a CPU a batch buys little: from ENOUGH_TOKENS on, a run keeps its core busy, and every
 padded place costs as much as a real token. So texts of one length run together, shorter runs
 are filled up with texts that need little padding, and runs stand side by side, one core each,
-where there are enough of them; a text alone gets all cores.
+where there are enough of them; a text alone, or a very long one, gets all cores.
 """
 
 from __future__ import annotations
@@ -55,14 +55,31 @@ def _joins(length: int, texts: int, longest: int) -> bool:
     return length == longest or (longest - length <= MOST_PADDING and texts * longest < ENOUGH_TOKENS)
 
 
-def side_by_side(runs: Sequence[Run], cores: int) -> bool:
-    """Whether the runs are done sooner one core each than one after the other on all cores.
+@dataclass(frozen=True)
+class Plan:
+    """Runs to take in turn on all cores, and runs to stand side by side, ``lanes`` at a time, on one core each."""
 
-    They are where they fill the cores evenly, and together keep within TOKEN_BUDGET.
+    in_turn: list[Run]
+    side_by_side: list[Run]
+    lanes: int
+
+
+def share_cores(runs: Sequence[Run], cores: int) -> Plan:
+    """Where each run is done soonest.
+
+    Runs stand side by side where they fill the cores evenly; those too large for that, so that
+    together they would exceed TOKEN_BUDGET, are taken in turn.
     """
-    if cores < 2 or len(runs) < cores or runs[0].tokens * cores > TOKEN_BUDGET:
-        return False
-    busy = [0] * cores
+    lanes = min(cores, TOKEN_BUDGET // MOST_TOKENS)
+    large = [run for run in runs if run.tokens * lanes > TOKEN_BUDGET]
+    others = [run for run in runs if run.tokens * lanes <= TOKEN_BUDGET]
+    if lanes < 2 or not _fill_evenly(others, lanes):
+        return Plan(list(runs), [], 1)
+    return Plan(large, others, lanes)
+
+
+def _fill_evenly(runs: Sequence[Run], lanes: int) -> bool:
+    busy = [0] * lanes
     for run in sorted(runs, key=lambda run: -run.tokens):  # each to the core that is free first
         busy[busy.index(min(busy))] += run.tokens
-    return sum(busy) >= (1 - MOST_IDLE) * max(busy) * cores
+    return len(runs) >= lanes and sum(busy) >= (1 - MOST_IDLE) * max(busy) * lanes

@@ -24,8 +24,8 @@ from mbexport.bench.report import (
     Row,
     Start,
     WorkloadFigures,
-    paired_ratio,
     quartile_range,
+    ratio_of,
     read,
     write,
 )
@@ -144,9 +144,10 @@ def test_padding_policies(tmp_path: Path) -> None:
 def test_statistics() -> None:
     assert quartile_range([5.0]) == 0
     assert quartile_range([1.0, 2.0, 3.0, 4.0, 5.0]) == 2
-    assert paired_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2
-    assert paired_ratio([2.0], [1.0, 3.0]) == 2
-    assert paired_ratio([], [1.0]) is None
+    assert ratio_of([2.0, 9.0, 4.0], [1.0, 3.0, 4.0], paired=True) == 2
+    assert ratio_of([2.0], [1.0, 3.0], paired=True) == 2
+    assert ratio_of([], [1.0], paired=True) is ratio_of([], [1.0], paired=False) is None
+    assert ratio_of([6.0, 2.0], [1.0, 3.0, 8.0], paired=False) == 4 / 3
     assert [rounds_for(seconds) for seconds in (0.1, 1, 4, 10, 80)] == [11, 7, 5, 3, 2]
 
 
@@ -182,7 +183,7 @@ def small_report() -> Report:
         entrants=tuple(Entrant(name, "onnxruntime", "x.onnx", {"onnxruntime": "1"}) for name in names),
         rate=1e9,
         workloads=workloads,
-        starts=(Start("ours", 1.0, 0.5, (1.0, 1.0)), Start("dead", reason="failed: it died")),
+        starts=(Start("ours", 1.0, 0.5, (1.0, 1.0)), Start("dead", reason="it died", failed=True)),
         parts={"1x16": dict.fromkeys((parts.PRODUCTS, parts.GLOBAL, parts.LOCAL, parts.OTHER), 0.1)},
     )
 
@@ -204,11 +205,13 @@ def test_a_wrong_answer_is_no_result() -> None:
     assert best is not None
     assert best.contender == "slow"
     shown = markdown(report).splitlines()
-    assert "| 1x16 | 1500 | WRONG | 3000 | failed | - | slow | 2.00 | 50 % |" in shown
+    assert "| 1x16 | 2 | 1500 | WRONG | 3000 | failed | - | slow | 2.00 | 50 % |" in shown
     assert "| peak MB, 1x16 | 100 | 100 | 200 | - | - |" in shown
     assert "| first answer, s | 1.00 | - | - | - | - |" in shown
     assert report.faults[:2] == ["dead failed on 1x16: it died", "dead failed on 1x512: it died"]
-    assert report.faults[2:] == ["fast is WRONG on 1x16", "fast is WRONG on 1x512"]
+    assert report.faults[2:] == [
+        "fast is WRONG on 1x16", "fast is WRONG on 1x512", "dead failed at its start: it died",
+    ]  # fmt: skip
 
 
 def test_pictures_are_drawn_and_always_the_same(tmp_path: Path) -> None:
@@ -219,17 +222,19 @@ def test_pictures_are_drawn_and_always_the_same(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in files] == before
 
 
-def test_readme_shows_the_committed_figures() -> None:
-    assert table.split_readme()[1].strip() == table.rendered()
+@pytest.mark.parametrize("section", table.SECTIONS)
+def test_readme_shows_the_committed_figures(section: str) -> None:
+    assert table.split_readme(section)[1].strip() == table.SECTIONS[section]()
 
 
 def test_parts_of_a_profile(example_bundle: Path) -> None:
     spec, _ = parse_config(json.loads((example_bundle / "config.json").read_text()))
     cases = {
-        ("layers.0/attn/Wqkv", "MatMul"): parts.PRODUCTS,
-        ("layers.1/mlp/Wi/MatMulAddFusion", "Gemm"): parts.PRODUCTS,
-        ("layers.0/attn/out", "MultiHeadAttention"): parts.GLOBAL,
-        ("layers.1/attn/scores", "MatMul"): parts.LOCAL,
+        ("layers.0/attn/Wq", "MatMul"): parts.PRODUCTS,
+        ("layers.1/mlp/Wi_gate", "MatMul"): parts.PRODUCTS,
+        ("decoder/tied", "Gemm"): parts.PRODUCTS,
+        ("layers.0/attn/out_then/flash_else/attended", "MultiHeadAttention"): parts.GLOBAL,
+        ("layers.1/attn/out_then/attended", "Attention"): parts.LOCAL,
         ("local_attention/band", "LessOrEqual"): parts.LOCAL,
         ("layers.1/mlp/act", "Gelu"): parts.OTHER,
     }

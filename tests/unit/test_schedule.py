@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.cores import Cores
-from mbexport.runtime.schedule import MOST_PADDING, MOST_TOKENS, TOKEN_BUDGET, Run, plan_runs, side_by_side
+from mbexport.runtime.schedule import MOST_PADDING, MOST_TOKENS, TOKEN_BUDGET, Run, plan_runs, share_cores
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,21 +45,27 @@ def test_no_texts_no_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "cores", "expected"),
+    ("lengths", "cores", "in_turn", "lanes"),
     [
-        ([512], 2, False),  # one text gets all cores
-        ([512] * 2, 2, True),
-        ([512] * 3, 2, False),  # a core would idle for a quarter of the time
-        ([512] * 7, 2, True),
-        ([512] * 8, 1, False),
-        ([4000, 100], 2, False),
-        ([TOKEN_BUDGET // 2] * 2, 2, True),
-        ([TOKEN_BUDGET // 2] * 3 + [TOKEN_BUDGET], 2, False),
-        ([8192] * 16, 16, False),  # more than may be computed at one time
+        ([512], 2, 1, 1),  # one text gets all cores
+        ([512] * 2, 2, 0, 2),
+        ([512] * 3, 2, 3, 1),  # a core would idle for a quarter of the time
+        ([512] * 7, 2, 0, 2),
+        ([512] * 8, 1, 8, 1),
+        ([4000, 100], 2, 2, 1),
+        ([TOKEN_BUDGET // 2] * 2, 2, 0, 2),
+        ([TOKEN_BUDGET] + [TOKEN_BUDGET // 2] * 4, 2, 1, 2),  # the largest by itself, then the others
+        ([8192] * 16, 16, 16, 1),  # more than may be computed at one time
+        ([2049] + [512] * 80, 8, 1, 8),
+        ([512] * 640, 64, 0, 32),  # as many cores as the budget feeds
     ],
 )
-def test_where_runs_stand_side_by_side(lengths: list[int], cores: int, expected: bool) -> None:
-    assert side_by_side(plan_runs(lengths), cores) == expected
+def test_where_runs_stand_side_by_side(lengths: list[int], cores: int, in_turn: int, lanes: int) -> None:
+    runs = plan_runs(lengths)
+    plan = share_cores(runs, cores)
+    assert (len(plan.in_turn), plan.lanes) == (in_turn, lanes)
+    assert {run.texts for run in (*plan.in_turn, *plan.side_by_side)} == {run.texts for run in runs}
+    assert all(run.tokens * lanes <= TOKEN_BUDGET for run in plan.side_by_side)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -85,3 +95,34 @@ def test_a_failing_run_ends_the_call_and_what_had_not_begun(example_bundle: Path
     with pytest.raises(BackendError, match="input of shape 1x3"):
         list(cores.map(forward, runs))
     assert len(begun) < 10
+
+
+def test_a_bundle_that_changed_is_not_mixed_with_what_was_loaded(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    cores = Cores(bundle / "onnx" / "model_ort.onnx", threads=2)
+    os.utime(bundle / "onnx" / "model.onnx_data", (1, 1))
+    with pytest.raises(BackendError, match="was changed since it was loaded"):
+        list(cores.map(lambda _backend, run: run.texts, plan_runs([400] * 30)))
+    shutil.rmtree(bundle)
+    with pytest.raises(BackendError, match="was changed since it was loaded"):
+        list(cores.map(lambda _backend, run: run.texts, plan_runs([400] * 30)))
+
+
+def test_the_second_session_is_found_from_another_directory(
+    example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(example_bundle)
+    cores = Cores(Path("onnx/model_ort.onnx"), threads=2)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(cores.map(lambda _backend, run: run.texts, plan_runs([400] * 30)))) == 30
+
+
+def test_a_thread_that_outlives_the_main_one_is_answered(example_bundle: Path) -> None:
+    script = (
+        "import sys, threading, time; from mbexport.runtime import load; "
+        f"model = load({str(example_bundle)!r}, threads=2); "
+        "later = lambda: (time.sleep(0.5), print(len(model.logits(['some text ' * 200] * 30)))); "
+        "threading.Thread(target=later).start()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("30\n", "")

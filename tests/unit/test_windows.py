@@ -23,14 +23,15 @@ def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[st
     b = GraphBuilder({})
     attention_mask = b.input("mask", ir.DataType.BOOL, ["batch", "sequence"])
     windows = build_windows(b, attention_mask, spec, sizes, (spec.hidden_size,))
+    assert windows.blind is not None
     outputs = {
-        "several": (windows.several, ir.DataType.BOOL, []),
+        "several": (windows.several, ir.DataType.BOOL, [1]),
         "query_positions": (windows.query_positions, ir.DataType.INT64, ["q"]),
         "key_positions": (windows.key_positions, ir.DataType.INT64, ["k"]),
         "order": (windows.order, ir.DataType.INT64, ["sequence"]),
         "bias": (windows.bias, ir.DataType.FLOAT, ["rows", 1, "block", "span"]),
-        "blind": (windows.blind.which, ir.DataType.BOOL, ["batch", "sequence", 1]),
-        "any_blind": (windows.blind.any, ir.DataType.BOOL, []),
+        "sighted": (windows.blind.sighted, ir.DataType.FLOAT, ["batch", "sequence", 1]),
+        "any_blind": (windows.blind.any(b), ir.DataType.BOOL, []),
     }
     for name, (value, dtype, shape) in outputs.items():
         b.output(value, name, dtype, shape)
@@ -50,7 +51,7 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int, 
     block = sizes.queries if several else length
     blocks = -(-length // block)
     span = block + 2 * half_window * several
-    assert found_by_graph["several"] == several
+    assert found_by_graph["several"].tolist() == [several]
     assert (len(found_by_graph["query_positions"]), len(keys)) == (blocks * block, blocks * span)
     assert bias.shape == (2 * blocks, 1, block, span)
     assert (found_by_graph["query_positions"][found_by_graph["order"]] == np.arange(length)).all()
@@ -68,6 +69,6 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int, 
                     assert not found[position, key_position], "a key is counted twice"
                     found[position, key_position] = True
         assert (found == expected).all()
-        assert (found_by_graph["blind"][row, :, 0] != expected.any(axis=1)).all()
-    assert found_by_graph["any_blind"] == found_by_graph["blind"].any()
+        assert (found_by_graph["sighted"][row, :, 0] == expected.any(axis=1)).all()
+    assert found_by_graph["any_blind"] == (found_by_graph["sighted"] == 0).any()
     assert np.isfinite(bias).all()
