@@ -89,7 +89,7 @@ def _bars(report: Report, groups: Sequence[tuple[str, dict[str, float]]], width:
             axes.bar(place, value, 0.9, color=colours[name], label=None if name in labelled else name)
             labelled.add(name)
             place += 1
-        place += 1.2
+        place += max(1.2, 4.2 - len(values))  # room for a group's name
     axes.set_xticks(ticks, [name for name, _ in groups], rotation=30, ha="right")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure, axes
