@@ -55,6 +55,11 @@ class Graph:
     sha256: str
     selects_tokens: bool = False
 
+    @property
+    def fused(self) -> bool:
+        """Whether it is written in ONNX Runtime's own dialect."""
+        return self.dialect == "onnxruntime"
+
 
 @dataclass(frozen=True)
 class Engine:

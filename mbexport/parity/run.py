@@ -103,7 +103,7 @@ def _predicts(spec: ModelSpec) -> str | None:
 
 
 def _graph_runner(bundle: Path, graph: Graph, wanted: Sequence[str] | None) -> Runner:
-    backend = OnnxRuntimeBackend(bundle / graph.file)
+    backend = OnnxRuntimeBackend(bundle / graph.file, as_written=graph.fused)  # as the runtime loads it
 
     def run(case: Case, places: IntArray | None) -> FloatArray:
         if graph.selects_tokens:

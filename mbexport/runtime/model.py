@@ -23,7 +23,6 @@ from mbexport.runtime.spans import best_span
 from mbexport.runtime.text import Encoded, TextEncoder
 from mbexport.texts import Text
 
-FUSED = "onnxruntime"  # the dialect that is written for it
 DEVICES = ("auto", "cpu")
 MOST_THREADS = 1024
 Outputs = dict[str, FloatArray]  # of one text, by name
@@ -314,7 +313,7 @@ def load(
     with ThreadPoolExecutor(1) as other_core:  # a tokenizer of 50,000 words takes a third of a graph's time
         tokenizer = directory / "tokenizer.json"
         loading = other_core.submit(TextEncoder, tokenizer, manifest.max_length, keep_first=keep_first)
-        cores = Cores(directory / graph.file, threads, as_written=graph.dialect == FUSED, share=share_cores)
+        cores = Cores(directory / graph.file, threads, as_written=graph.fused, share=share_cores)
         encoder = loading.result()
     if manifest.task == "fill-mask" and (not manifest.mask_token or encoder.token_id(manifest.mask_token) is None):
         raise BundleError(
@@ -333,4 +332,4 @@ def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:
     if not graphs:
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError(f"{directory} holds no {wanted} graph; it has {have}")
-    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.dialect == FUSED))
+    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.fused))
