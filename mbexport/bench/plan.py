@@ -15,6 +15,7 @@ from mbexport.bench.workloads import USER_SHAPES, IntArray, Maker, Workload, par
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.runtime.cores import available_cores
+from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Text
 
 START_SHAPE = "1x16"
@@ -51,12 +52,14 @@ def make_plan(
     peers = [parse_peer(text, bundle, threads) for text in against]
     if len(set(against)) != len(against):
         raise InputError(f"--against: found the same contender twice in {', '.join(against)}; name each once")
-    maker = Maker(size.vocab_size, size.pad_id, _mask_id(bundle, manifest))
+    encoder = _encoder(bundle, manifest)
+    mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
+    maker = Maker(size.vocab_size, size.pad_id, mask_id)
     names, notes = shapes_to_run(shapes, manifest.max_length, has_texts=texts is not None)
     workloads = [maker.shape(name) for name in names]
     if texts is not None:
         name, given = texts
-        workloads.append(maker.from_ids(name, _token_ids(bundle, manifest, given, maker.mask_id)))
+        workloads.append(maker.from_ids(name, _token_ids(encoder, manifest, given, mask_id)))
     return Plan(
         model=manifest.source.name,
         size=size,
@@ -95,21 +98,13 @@ def _start(maker: Maker, max_length: int) -> Workload:
     return maker.shape(f"{count}x{min(length, max_length)}")
 
 
-def _mask_id(bundle: Path, manifest: Manifest) -> int | None:
-    """The mask's token id where there are masks to fill."""
-    from mbexport.runtime.text import TextEncoder
-
-    if manifest.task != "fill-mask" or manifest.mask_token is None:
-        return None
-    return TextEncoder(bundle / "tokenizer.json", manifest.max_length).token_id(manifest.mask_token)
-
-
-def _token_ids(bundle: Path, manifest: Manifest, texts: Sequence[Text], mask_id: int | None) -> list[IntArray]:
-    """Ids of a user's texts, by the bundle's tokenizer."""
-    from mbexport.runtime.text import TextEncoder
-
+def _encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
     keep_first = manifest.task == "question-answering"
-    encoder = TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+
+
+def _token_ids(encoder: TextEncoder, manifest: Manifest, texts: Sequence[Text], mask_id: int | None) -> list[IntArray]:
+    """Ids of a user's texts, by the bundle's tokenizer."""
     ids = [item.ids for item in encoder.encode(texts)]
     for number, tokens in enumerate(ids):
         if not len(tokens):
