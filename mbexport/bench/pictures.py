@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbexport.bench.report import Report, WorkloadFigures
+from mbexport.bench.report import Report, Row, WorkloadFigures
 from mbexport.optional import require
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 FORMAT = "svg"
 OURS = "#111111"
@@ -76,9 +76,16 @@ def _colours(report: Report) -> dict[str, Any]:
     return {name: OURS if n == 0 else colormaps["tab10"]((n - 1) % 10) for n, name in enumerate(names)}
 
 
-def _bars(report: Report, groups: Sequence[tuple[str, dict[str, float]]], width: float) -> tuple[Any, Any]:
-    """Grouped bars: a group per workload, a bar per contender that has a value."""
-    figure, axes = _new_figure(width, 3.8)
+def _bars(report: Report, value_of: Callable[[Row], float | None], bar_width: float, label: str) -> Any:
+    """A group of bars per workload, a bar per contender that has a value; None where nobody has any."""
+    found = [
+        (workload.name, {row.contender: value for row in workload.rows if (value := value_of(row)) is not None})
+        for workload in report.workloads
+    ]
+    groups = [(name, values) for name, values in found if values]
+    if not groups:
+        return None
+    figure, axes = _new_figure(max(5.0, bar_width * sum(len(values) for _, values in groups)), 3.8)
     labelled: set[str] = set()
     colours = _colours(report)
     place = 0.0
@@ -91,39 +98,33 @@ def _bars(report: Report, groups: Sequence[tuple[str, dict[str, float]]], width:
             place += 1
         place += max(1.2, 4.2 - len(values))  # room for a group's name
     axes.set_xticks(ticks, [name for name, _ in groups], rotation=30, ha="right")
+    axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure, axes
+    return figure
 
 
 def _ratios(report: Report) -> Any:
     """Each peer's time over ours; above 1, ours is faster."""
-    groups = []
-    for workload in report.workloads:
-        values = {row.contender: row.ratio for row in workload.rows[1:] if row.counts and row.ratio is not None}
-        if values:
-            groups.append((workload.name, values))
-    if not groups:
-        return None
-    bars = sum(len(values) for _, values in groups)
-    figure, axes = _bars(report, groups, max(5.0, 0.16 * bars))
-    axes.axhline(1, color=OURS, linewidth=0.8)
-    axes.set_ylabel(f"time of a peer over {report.entrants[0].name}'s")
+    ours = report.entrants[0].name
+    figure = _bars(
+        report,
+        lambda row: row.ratio if row.counts and row.contender != ours else None,
+        0.16,
+        f"time of a peer over {ours}'s",
+    )
+    if figure is not None:
+        figure.axes[0].axhline(1, color=OURS, linewidth=0.8)
     return figure
 
 
 def _memory(report: Report) -> Any:
     """Peak resident memory, where it was taken."""
-    groups = []
-    for workload in report.workloads:
-        values = {row.contender: row.peak_bytes / 1e9 for row in workload.rows if row.peak_bytes is not None}
-        if values:
-            groups.append((workload.name, values))
-    if not groups:
-        return None
-    bars = sum(len(values) for _, values in groups)
-    figure, axes = _bars(report, groups, max(5.0, 0.2 * bars))
-    axes.set_ylabel("peak resident memory, GB")
-    return figure
+    return _bars(
+        report,
+        lambda row: None if row.peak_bytes is None else row.peak_bytes / 1e9,
+        0.2,
+        "peak resident memory, GB",
+    )
 
 
 def _lengths(report: Report) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mbexport import manifest as manifests
 from mbexport.bench.arithmetic import model_size
 from mbexport.bench.contenders import Contender, parse_peer
@@ -15,7 +13,7 @@ from mbexport.bench.workloads import USER_SHAPES, IntArray, Maker, Workload, par
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.runtime.cores import available_cores
-from mbexport.runtime.text import TextEncoder
+from mbexport.runtime.text import TextEncoder, bundle_encoder, check_masks
 from mbexport.texts import Text
 
 START_SHAPE = "1x16"
@@ -52,7 +50,7 @@ def make_plan(
     peers = [parse_peer(text, bundle, threads) for text in against]
     if len(set(against)) != len(against):
         raise InputError(f"--against: found the same contender twice in {', '.join(against)}; name each once")
-    encoder = _encoder(bundle, manifest)
+    encoder = bundle_encoder(bundle, manifest)
     mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
     maker = Maker(size.vocab_size, size.pad_id, mask_id)
     names, notes = shapes_to_run(shapes, manifest.max_length, has_texts=texts is not None)
@@ -98,17 +96,12 @@ def _start(maker: Maker, max_length: int) -> Workload:
     return maker.shape(f"{count}x{min(length, max_length)}")
 
 
-def _encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
-    keep_first = manifest.task == "question-answering"
-    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
-
-
 def _token_ids(encoder: TextEncoder, manifest: Manifest, texts: Sequence[Text], mask_id: int | None) -> list[IntArray]:
     """Ids of a user's texts, by the bundle's tokenizer."""
     ids = [item.ids for item in encoder.encode(texts)]
     for number, tokens in enumerate(ids):
         if not len(tokens):
             raise InputError(f"text {number} has no tokens; leave it out")
-        if mask_id is not None and not np.any(tokens == mask_id):
-            raise InputError(f"text {number} has no {manifest.mask_token} in its first {manifest.max_length} tokens")
+    if mask_id is not None:
+        check_masks(ids, mask_id, manifest)
     return ids

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
-from mbexport.graph.windows import BlockSizes, build_windows, mask_bias
+from mbexport.graph.windows import BlockSizes, any_false, build_windows, mask_bias
 
 # What the mask channel of a padded key holds. Every score against it is this times the
 # attention scale: far below any real score, and finite.
@@ -39,7 +39,7 @@ class FusedDialect:
                 self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
                 self._several = b.op("Squeeze", self._windows.several, b.ints(0), name="several")
                 blind = self._windows.blind
-                self._any_blind = None if blind is None else blind.any(b)
+                self._any_blind = None if blind is None else any_false(b, blind.sees, "any_blind")
         if spec.has_global:
             with b.scope("global_attention"):
                 self._build_conditions(attention_mask)
@@ -52,18 +52,12 @@ class FusedDialect:
         self._length = b.op("Shape", attention_mask, name="length", start=1, end=2)
         long = b.op("Greater", self._length, b.ints(LONGEST_WITH_SCORES), name="longer")
         self._long = b.op("Squeeze", long, b.ints(0), name="long")
-        numbers = b.op("Cast", attention_mask, name="mask_numbers", to=ir.DataType.INT32)
-        all_real = b.op(
-            "Cast", b.op("ReduceMin", numbers, name="least", keepdims=0), name="all_real", to=ir.DataType.BOOL
-        )
-        self._padded = b.op("Not", all_real, name="padded")
+        self._padded = any_false(b, attention_mask, "padded")
 
     def _build_global_bias(self, attention_mask: ir.Value) -> None:
-        """[batch, 1, sequence, sequence] for a short text; its queries' axis is not expanded for a long one."""
+        """[batch, 1, sequence, sequence] for a short text; for a long one [batch, 1, 1, sequence], not expanded."""
         b = self._b
-        keys = b.op(
-            "Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_keys"
-        )  # [batch, 1, 1, sequence]
+        keys = b.op("Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_keys")
 
         def expanded() -> ir.Value:
             shape = b.op("Concat", b.ints(1, 1), self._length, b.ints(1), name="shape", axis=0)

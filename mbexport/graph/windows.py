@@ -74,18 +74,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class BlindQueries:
-    """Queries deep in padding, that see no key: sighted, float32 [batch, sequence, 1], is 0 there.
+    """Queries deep in padding, that see no key: sees, bool [batch, sequence, 1], is false there.
 
     What they become matters only to a classifier that pools the first position, padding or not:
     their values have a part in the mean that the first position may take.
     """
 
-    sighted: ir.Value
-
-    def any(self, b: GraphBuilder) -> ir.Value:
-        """Whether there is one, bool scalar."""
-        least = b.op("ReduceMin", self.sighted, name="least_sighted", keepdims=0)
-        return b.op("Not", b.op("Cast", least, name="all_sighted", to=ir.DataType.BOOL), name="any_blind")
+    sees: ir.Value
 
     def fill(self, b: GraphBuilder, attended: ir.Value, v: ir.Value) -> ir.Value:
         """Blind queries take the mean of all values; each [batch, sequence, hidden].
@@ -93,8 +88,7 @@ class BlindQueries:
         So does a softmax over equally masked scores, in transformers' eager attention.
         """
         mean = b.op("ReduceMean", v, b.ints(1), name="v_mean", keepdims=1)
-        sees = b.op("Cast", self.sighted, name="sees", to=ir.DataType.BOOL)
-        return b.op("Where", sees, attended, mean, name="filled")
+        return b.op("Where", self.sees, attended, mean, name="filled")
 
 
 def build_windows(
@@ -158,13 +152,22 @@ def _find_blind(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Val
     any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
     rows = b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0)
     by_text = b.op("Reshape", any_seen, rows, name="seen_rows")
-    return BlindQueries(b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="sighted"))
+    sighted = b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="sighted")
+    return BlindQueries(b.op("Cast", sighted, name="sees", to=ir.DataType.BOOL))
 
 
 def _range(b: GraphBuilder, end: ir.Value, name: str) -> ir.Value:
     """0, 1, ..., end - 1; end [1]."""
     limit = b.op("Squeeze", end, b.ints(0), name=f"{name}_end")
     return b.op("Range", b.constant("zero", np.int64(0)), limit, b.constant("one", np.int64(1)), name=name)
+
+
+def any_false(b: GraphBuilder, flags: ir.Value, name: str) -> ir.Value:
+    """Whether any of the flags, bool of any shape, is false: bool scalar."""
+    with b.scope(name):
+        numbers = b.op("Cast", flags, name="numbers", to=ir.DataType.INT32)
+        least = b.op("ReduceMin", numbers, name="least", keepdims=0)
+        return b.op("Not", b.op("Cast", least, name="all", to=ir.DataType.BOOL), name="any_false")
 
 
 def mask_bias(b: GraphBuilder, seen: ir.Value) -> ir.Value:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.schedule import Run, share_cores
+from mbexport.runtime.schedule import MOST_LANES, Run, share_cores
 
 T = TypeVar("T")
 
@@ -62,16 +62,10 @@ class Cores:
             return
         backend, pool = self._one_core_each()
         waiting: deque[tuple[Run, Future[T]]] = deque()
-        running = threading.Semaphore(plan.lanes)
-
-        def on_one_core(run: Run) -> T:
-            with running:  # lanes may be fewer than threads
-                return forward(backend, run)
-
         try:
             for run in plan.side_by_side:
                 try:
-                    waiting.append((run, pool.submit(on_one_core, run)))
+                    waiting.append((run, pool.submit(forward, backend, run)))
                 except RuntimeError:  # the main thread has ended, and pools take no more work
                     yield run, forward(self.all, run)
                 if len(waiting) > 2 * plan.lanes:  # results that nobody took yet stay few
@@ -90,7 +84,7 @@ class Cores:
                 if _files_beside(self._graph) != self._files:
                     raise BackendError(f"{self._graph.parent} was changed since it was loaded; load the bundle again")
                 backend = OnnxRuntimeBackend(self._graph, 1, as_written=self._as_written)
-                self._pair = backend, ThreadPoolExecutor(self._count, "mbexport")
+                self._pair = backend, ThreadPoolExecutor(min(self._count, MOST_LANES), "mbexport")
                 self._process = os.getpid()
             return self._pair
 

@@ -20,7 +20,7 @@ from mbexport.runtime.cores import Cores
 from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
 from mbexport.runtime.schedule import Run, plan_runs
 from mbexport.runtime.spans import best_span
-from mbexport.runtime.text import Encoded, TextEncoder
+from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks
 from mbexport.texts import Text
 
 DEVICES = ("auto", "cpu")
@@ -223,16 +223,10 @@ class Model:
     def _results(self, token_ids: Sequence[IntArray]) -> Iterator[tuple[int, Outputs]]:
         """Number and outputs of each text as they are computed."""
         if self._mask_id is not None:
-            self._check_masks(token_ids)
+            check_masks(token_ids, self._mask_id, self.manifest)
         runs = plan_runs([len(ids) for ids in token_ids])
         for run, rows in self._cores.map(lambda backend, run: self._forward(backend, run, token_ids), runs):
             yield from zip(run.texts, rows, strict=True)
-
-    def _check_masks(self, token_ids: Sequence[IntArray]) -> None:
-        for number, ids in enumerate(token_ids):
-            if not (ids == self._mask_id).any():
-                limit = self.manifest.max_length
-                raise InputError(f"text {number} has no {self.manifest.mask_token} in its first {limit} tokens")
 
     def _forward(self, backend: OnnxRuntimeBackend, run: Run, token_ids: Sequence[IntArray]) -> list[Outputs]:
         """One forward pass: the outputs of each of the run's texts, without its padding."""
@@ -309,10 +303,8 @@ def load(
     manifest = manifests.read(directory)
     graph = _choose_graph(directory, manifest, precision)
     manifests.check_files(directory, manifest)
-    keep_first = manifest.task == "question-answering"
     with ThreadPoolExecutor(1) as other_core:  # a tokenizer of 50,000 words takes a third of a graph's time
-        tokenizer = directory / "tokenizer.json"
-        loading = other_core.submit(TextEncoder, tokenizer, manifest.max_length, keep_first=keep_first)
+        loading = other_core.submit(bundle_encoder, directory, manifest)
         cores = Cores(directory / graph.file, threads, as_written=graph.fused, share=share_cores)
         encoder = loading.result()
     if manifest.task == "fill-mask" and (not manifest.mask_token or encoder.token_id(manifest.mask_token) is None):

@@ -15,6 +15,7 @@ TOKEN_BUDGET = 16_384  # tokens that are computed at one time; bounds the memory
 # Measured on two cores, base size: see benchmarks/NOTES.md.
 ENOUGH_TOKENS = 128  # of a run; more make its tokens no cheaper
 MOST_TOKENS = 512  # of a run of several texts
+MOST_LANES = TOKEN_BUDGET // MOST_TOKENS  # runs side by side
 MOST_PADDING = 16  # places by which a text may be padded; a run of its own costs as much
 MOST_IDLE = 0.15  # share of the cores' time that may be lost by runs that do not fill them
 
@@ -70,7 +71,7 @@ def share_cores(runs: Sequence[Run], cores: int) -> Plan:
     Runs stand side by side where they fill the cores evenly; those too large for that, so that
     together they would exceed TOKEN_BUDGET, are taken in turn.
     """
-    lanes = min(cores, TOKEN_BUDGET // MOST_TOKENS)
+    lanes = min(cores, MOST_LANES)
     large = [run for run in runs if run.tokens * lanes > TOKEN_BUDGET]
     others = [run for run in runs if run.tokens * lanes <= TOKEN_BUDGET]
     if lanes < 2 or not _fill_evenly(others, lanes):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mbexport.errors import BundleError, InputError
+from mbexport.manifest import Manifest
 from mbexport.texts import Text
 
 
@@ -99,6 +100,27 @@ class TextEncoder:
     def decode(self, number: int) -> str:
         """The text that a token stands for."""
         return str(self._tokenizer.decode([number], skip_special_tokens=False))
+
+
+def bundle_encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
+    """The tokenizer of a bundle, set up for its task.
+
+    Raises:
+        BundleError: it is missing or cannot be read.
+    """
+    keep_first = manifest.task == "question-answering"
+    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+
+
+def check_masks(token_ids: Sequence[npt.NDArray[np.int64]], mask_id: int, manifest: Manifest) -> None:
+    """Refuse a text without a mask to fill.
+
+    Raises:
+        InputError: names the text.
+    """
+    for number, ids in enumerate(token_ids):
+        if not (ids == mask_id).any():
+            raise InputError(f"text {number} has no {manifest.mask_token} in its first {manifest.max_length} tokens")
 
 
 def _check(number: int, text: object) -> None:

@@ -13,7 +13,7 @@ from mbexport.checkpoint.spec import parse_config
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.fused import SIZES as FUSED_SIZES
 from mbexport.graph.portable import SIZES as PORTABLE_SIZES
-from mbexport.graph.windows import BlockSizes, build_windows
+from mbexport.graph.windows import BlockSizes, any_false, build_windows
 
 
 def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[str, np.ndarray]:
@@ -30,8 +30,8 @@ def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[st
         "key_positions": (windows.key_positions, ir.DataType.INT64, ["k"]),
         "order": (windows.order, ir.DataType.INT64, ["sequence"]),
         "bias": (windows.bias, ir.DataType.FLOAT, ["rows", 1, "block", "span"]),
-        "sighted": (windows.blind.sighted, ir.DataType.FLOAT, ["batch", "sequence", 1]),
-        "any_blind": (windows.blind.any(b), ir.DataType.BOOL, []),
+        "sees": (windows.blind.sees, ir.DataType.BOOL, ["batch", "sequence", 1]),
+        "any_blind": (any_false(b, windows.blind.sees, "any_blind"), ir.DataType.BOOL, []),
     }
     for name, (value, dtype, shape) in outputs.items():
         b.output(value, name, dtype, shape)
@@ -69,6 +69,6 @@ def test_every_pair_of_tokens_is_seen_as_defined(half_window: int, length: int, 
                     assert not found[position, key_position], "a key is counted twice"
                     found[position, key_position] = True
         assert (found == expected).all()
-        assert (found_by_graph["sighted"][row, :, 0] == expected.any(axis=1)).all()
-    assert found_by_graph["any_blind"] == (found_by_graph["sighted"] == 0).any()
+        assert (found_by_graph["sees"][row, :, 0] == expected.any(axis=1)).all()
+    assert found_by_graph["any_blind"] == (~found_by_graph["sees"]).any()
     assert np.isfinite(bias).all()
