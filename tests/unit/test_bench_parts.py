@@ -270,3 +270,26 @@ def test_a_busy_machine_is_named() -> None:
     assert dataclasses.replace(machine, load=0.3).busy is None
     assert dataclasses.replace(machine, load=None).busy is None
     assert "load 1.5 on 2 cores" in (dataclasses.replace(machine, load=1.5).busy or "")
+
+
+def test_a_branch_is_not_counted_with_its_nodes(example_bundle: Path) -> None:
+    spec, _ = parse_config(json.loads((example_bundle / "config.json").read_text()))
+
+    def node(name: str, operator: str, start: int, duration: int) -> dict[str, object]:
+        return {
+            "cat": "Node",
+            "name": f"{name}_kernel_time",
+            "ts": start,
+            "dur": duration,
+            "args": {"op_name": operator},
+        }
+
+    runs = [{"name": "model_run", "ts": start, "dur": 100} for start in (0, 100)]
+    nodes = [node("layers.1/attn/out", "If", 110, 50), node("layers.1/attn/out_else/attended", "Attention", 115, 40)]
+    seconds = parts.split_by_part([*runs, *nodes], spec)
+    assert seconds == {parts.PRODUCTS: 0, parts.GLOBAL: 0, parts.LOCAL: 40e-6, parts.OTHER: 0}
+
+
+def test_texts_of_a_file_are_given_by_length() -> None:
+    workload = Maker(5000).from_ids("x", [np.arange(1, length + 1) for length in (9, 3, 5)])
+    assert workload.lengths == (3, 5, 9)

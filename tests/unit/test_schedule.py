@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,11 @@ def test_texts_of_one_length_fill_runs_without_padding() -> None:
 
 def test_long_texts_are_never_padded() -> None:
     assert [run.texts for run in plan_runs([200, 199, 198])] == [(0,), (1,), (2,)]
+
+
+def test_a_text_that_would_need_much_padding_runs_by_itself() -> None:
+    assert [run.texts for run in plan_runs([40, 30, 20])] == [(0, 1), (2,)]
+    assert [run.texts for run in plan_runs([100, 20])] == [(0,), (1,)]
 
 
 def test_no_texts_no_runs() -> None:
@@ -95,6 +101,23 @@ def test_a_failing_run_ends_the_call_and_what_had_not_begun(example_bundle: Path
     with pytest.raises(BackendError, match="input of shape 1x3"):
         list(cores.map(forward, runs))
     assert len(begun) < 10
+
+
+def test_runs_that_wait_are_given_up_after_a_failure(example_bundle: Path) -> None:
+    cores = Cores(example_bundle / "onnx" / "model_ort.onnx", threads=2)
+    runs = plan_runs([400] * 50)
+    begun: list[Run] = []
+
+    def forward(_backend: OnnxRuntimeBackend, run: Run) -> None:
+        begun.append(run)
+        if run is runs[0]:
+            raise BackendError("the first one")
+        time.sleep(0.3)
+
+    with pytest.raises(BackendError, match="the first one"):
+        list(cores.map(forward, runs))
+    time.sleep(1)  # long enough for all that was handed to the threads
+    assert len(begun) <= 3  # the first, and those of two threads
 
 
 def test_a_bundle_that_changed_is_not_mixed_with_what_was_loaded(example_bundle: Path, tmp_path: Path) -> None:
