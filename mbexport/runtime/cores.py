@@ -21,8 +21,8 @@ class Cores:
     """A loaded graph and the cores that it may use. Safe to call from several threads.
 
     Runs side by side need a second session, whose threads do not wait for one another. It is
-    loaded when it is first of use, in 0.3 s at base size, and holds its own copy of the matrices
-    as ONNX Runtime packs them, 0.4 GB.
+    loaded when it is first of use, and holds its own copy of the matrices as ONNX Runtime packs
+    them.
 
     Args:
         graph: the ONNX file.

@@ -287,8 +287,8 @@ def load(
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
         share_cores: whether texts of one call may run side by side, one core each. It is faster;
-            the first such call takes 0.3 s more at base size, and from then on the packed weights
-            are there twice, 0.4 GB more.
+            the first such call waits for a second session to load, and from then on the packed
+            weights are in memory twice.
 
     Raises:
         BundleError: no bundle there, a file of it missing or cut short, no such precision.

@@ -23,7 +23,7 @@ class OnnxRuntimeBackend:
         graph: the ONNX file.
         threads: cores that one call uses; None leaves the choice to ONNX Runtime.
         as_written: ONNX Runtime takes the graph as it is; a graph in its own dialect gains
-            nothing by its optimizations, which cost 20 ms of a start.
+            nothing by its optimizations, which take time at every start.
 
     Attributes:
         per_token: names of the outputs that have a place for each token.
