@@ -63,7 +63,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Engine:
-    """One TensorRT engine and the machine it was built for."""
+    """One TensorRT engine: the GPU it was built for, the builder, and the graph it was built from.
+
+    ``profile``: its optimization profiles as ``mbexport.profiles`` writes them; ``compute_capability``
+    as NVIDIA writes it, e.g. ``8.9``; ``builder`` is ``tensorrt-rtx`` or ``tensorrt``.
+    """
 
     file: str
     gpu: str
@@ -73,6 +77,8 @@ class Engine:
     builder_version: str
     profile: str
     sha256: str
+    bytes: int
+    graph: str
 
 
 @dataclass(frozen=True)
