@@ -33,3 +33,7 @@ class MissingExtraError(MbexportError):
 
 class ContenderError(MbexportError):
     """A contender of a benchmark could not be loaded or run; its row says so, the others go on."""
+
+
+class EngineError(MbexportError):
+    """TensorRT could not build an engine."""

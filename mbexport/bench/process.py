@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 from mbexport.bench.contenders import Contender
 from mbexport.errors import ContenderError
+from mbexport.processes import last_words
 
 LONGEST_ANSWER = 1800  # seconds that one request may take
 
@@ -66,10 +67,7 @@ class WorkerProcess:
     def _last_words(self) -> str:
         code = self._process.wait()
         self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        cause = " (killed, as systems do when memory ends)" if code == -9 else ""
-        return f"its process ended with code {code}{cause}: {last[:300]}"
+        return last_words(code, self._errors.read().decode("utf-8", "replace"))
 
     def close(self) -> None:
         """End the process."""

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from mbexport.errors import MbexportError
+from mbexport.processes import peak_bytes
 
 if TYPE_CHECKING:
     from mbexport.bench.engines import Engine
@@ -102,27 +103,6 @@ def timed(engine: Engine, prepared: Any) -> tuple[float, Any]:
     started = time.perf_counter()
     results = engine.run(prepared)
     return time.perf_counter() - started, results
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process had resident so far; None where the system does not say.
-
-    Linux's ``ru_maxrss`` is not taken where better is at hand: it counts the parent's memory too,
-    which the process was a copy of before it became this program.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 (pathlib is not imported yet)
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

@@ -1,0 +1,111 @@
+"""The asking side of a build's own process: starts it, shows its progress, reads its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import IO, cast
+
+from mbexport.engines.job import RTX_SWITCH, Built, Job
+from mbexport.errors import EngineError
+from mbexport.files import Progress
+from mbexport.processes import last_words
+
+NOT_FUSED = "Attention operation was not supported by a dedicated kernel"
+_VOLUME = "checkVolume"  # an assertion on the number of elements of a tensor
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_ERROR = re.compile(r"^\[[E!]\] +(.*)$", re.MULTILINE)
+
+
+class NotFusedError(EngineError):
+    """There is an attention layer without a fused kernel, and it was not allowed to be built of several."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GPU memory of an engine in bytes: activations by profile, in their order, and weights."""
+
+    activations: tuple[int, ...]
+    weights: int
+
+
+def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
+    """Build in a process of its own, which does not outlive this call.
+
+    Args:
+        job: what to build.
+        model: the serialized graph.
+        progress: called as the builder goes on.
+
+    Raises:
+        NotFusedError: an attention layer has no fused kernel.
+        EngineError: the builder failed otherwise; its reason in one line.
+    """
+    environment = os.environ | {RTX_SWITCH: "1" if job.builder == "tensorrt-rtx" else "0"}
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as request:
+        request.write(json.dumps(asdict(job)).encode() + b"\n" + model)
+        request.seek(0)
+        command = [sys.executable, "-m", "mbexport.engines.worker"]
+        with subprocess.Popen(
+            command, stdin=request, stdout=subprocess.PIPE, stderr=log, env=environment
+        ) as process:
+            try:
+                end = _listen(cast("IO[bytes]", process.stdout), progress)
+            finally:
+                process.kill()  # it has answered, or nobody waits for it any more
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace")
+    if "built" not in end:
+        if NOT_FUSED in said:
+            raise NotFusedError(NOT_FUSED)
+        raise EngineError(f"{job.builder} could not build the engine: {reason(process.returncode, said, end)}")
+    fields = end["built"] | {"attention": tuple(end["built"]["attention"])}
+    return Built(**fields), memory(said, len(job.profiles))
+
+
+def _listen(answers: IO[bytes], progress: Progress) -> dict[str, dict[str, object]]:
+    """The last answer; empty where the process ended without one."""
+    for line in answers:
+        try:
+            content = json.loads(line)
+        except ValueError:  # it died while it wrote
+            break
+        if "done" not in content:
+            return cast("dict[str, dict[str, object]]", content)
+        progress(content["done"], content["of"], content["what"])
+    return {}
+
+
+def memory(log: str, profiles: int) -> Memory:
+    """What the builder's log says about memory.
+
+    Raises:
+        EngineError: it does not say it as the versions that are known do.
+    """
+    activations, weights = _ACTIVATIONS.findall(log), _WEIGHTS.findall(log)
+    if len(activations) != profiles or not weights:
+        raise EngineError(
+            f"the builder's log names {len(activations)} activation memories, expected {profiles}, one a profile; "
+            "this version of it is not known to mbexport: please report it"
+        )
+    return Memory(tuple(map(int, activations)), int(weights[-1]))
+
+
+def reason(code: int, log: str, end: dict[str, dict[str, object]]) -> str:
+    """Why a build failed, in one line: the builder's last error, else what the process said last."""
+    if _VOLUME in log:
+        return "a tensor would have more than 2^31 elements at a profile's largest shape; take a smaller one"
+    # Without a GPU, asking for one is always among the errors, and never the reason.
+    errors = [text for text in _ERROR.findall(log) if "Cuda Runtime" not in text]
+    told = [text for text in errors if not text.startswith(("Invalid Engine", "Could not parse ONNX"))]
+    if told or errors:
+        return " ".join((told or errors)[-1].split())[:400]
+    if "error" in end:
+        return str(end["error"])[:400]
+    return last_words(code, log)
