@@ -55,11 +55,14 @@ bench-export: .venv-demo/ready .venv-optimum/ready
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[export]'
 	@touch $@
 
+# tensorrt-stubs alone: what it depends on is TensorRT itself, which is not needed to check types.
 # torch first and alone: asked for by another package, it may come as a build of several gigabytes.
 .venv-test/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1
+	.venv-test/bin/python tests/mend_tensorrt_stubs.py
 	@touch $@
 
 # transformers' exporter is new in 5.23; it needs onnx and onnxscript.

@@ -12,13 +12,13 @@ from mbexport.errors import MbexportError
 from mbexport.version import __version__
 
 if TYPE_CHECKING:
-    from mbexport.pipeline import export_onnx, validate
+    from mbexport.pipeline import build_engine, export_onnx, validate
 
-__all__ = ["MbexportError", "__version__", "export_onnx", "validate"]
+__all__ = ["MbexportError", "__version__", "build_engine", "export_onnx", "validate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export_onnx", "validate"):
+    if name in ("build_engine", "export_onnx", "validate"):
         from mbexport import pipeline
 
         return getattr(pipeline, name)

@@ -15,8 +15,8 @@ import click
 from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar
 from mbexport.errors import BundleError, InputError
 from mbexport.files import to_json
-from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, REFERENCES
-from mbexport.show import answer_json, answer_text, bench_text, manifest_text, parity_text
+from mbexport.options import BUILDERS, DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, ENGINE_PRECISIONS, REFERENCES
+from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
@@ -59,6 +59,47 @@ def onnx(checkpoint: Path, bundle: Path, base: Path | None, force: bool, quiet: 
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option(
+    "--gpu", "gpus", multiple=True, required=True, metavar="NAME",
+    help="The GPU to build for: t4, a100, rtx4090, ..., or auto for this machine's. May be given several times.",
+)  # fmt: skip
+@click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), default="fp16", show_default=True)
+@click.option(
+    "--builder", type=click.Choice(BUILDERS), default="auto", show_default=True,
+    help="TensorRT-RTX builds for any GPU on any machine; TensorRT on the GPU itself, which auto prefers there.",
+)  # fmt: skip
+@click.option(
+    "--profile", "profiles", multiple=True, metavar="BxL:BxL:BxL",
+    help="Texts x tokens: smallest, fastest, largest, e.g. 1x1:8x512:32x8192. May be given several times; "
+    "default: one for a single text and one for many, as the GPU's memory allows.",
+)  # fmt: skip
+@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory of a kernel.")
+@click.option("--keep-fp32", multiple=True, metavar="NAME", help="Stays in FP32. May be given several times.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@common_options
+def trt(  # noqa: PLR0913 (one parameter an option)
+    bundle: Path, gpus: tuple[str, ...], precision: str, builder: str, profiles: tuple[str, ...],
+    workspace: int | None, keep_fp32: tuple[str, ...], as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Build TensorRT engines of BUNDLE, one for each GPU; no GPU is needed for most."""
+    from mbexport.pipeline import build_engine
+
+    with progress_bar("Building", quiet=quiet) as progress:
+        reports = build_engine(
+            bundle, gpu=gpus, precision=precision, builder=builder, profiles=profiles or None,
+            workspace=workspace, keep_fp32=keep_fp32, progress=progress,
+        )  # fmt: skip
+    for report in reports:
+        for message in report.warnings:
+            note(f"warning: {message}", quiet=False)
+    if as_json:
+        click.echo(to_json([report.to_dict() for report in reports]))
+    else:
+        click.echo("\n\n".join(map(engine_text, reports)))
 
 
 @main.command()

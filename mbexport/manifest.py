@@ -145,6 +145,11 @@ class Manifest:
         others = tuple(old for old in self.checks if old.what != check.what)
         return dataclasses.replace(self, checks=(*others, check))
 
+    def with_engine(self, engine: Engine) -> Manifest:
+        """A copy in which ``engine`` replaces an earlier one of the same file."""
+        others = tuple(old for old in self.engines if old.file != engine.file)
+        return dataclasses.replace(self, engines=(*others, engine))
+
 
 def write(manifest: Manifest, bundle: Path) -> None:
     """Write the manifest of ``bundle`` in one step."""

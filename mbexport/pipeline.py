@@ -1,4 +1,4 @@
-"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> proof."""
+"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> engines -> proof."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbexport.errors import BundleError
+from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, write_atomically
-from mbexport.manifest import Manifest
+from mbexport.manifest import Graph, Manifest, read
 from mbexport.optional import require
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
 from mbexport.texts import Text
 
 if TYPE_CHECKING:
+    from mbexport.engines.report import EngineReport
     from mbexport.parity.figures import ParityReport
 
 PathLike = str | os.PathLike[str]
@@ -107,6 +108,63 @@ def validate(
     if report is not None:
         write_atomically(Path(report) / REPORT_FILE, report_json(result))
     return result
+
+
+def build_engine(
+    bundle: PathLike = DEFAULT_BUNDLE,
+    *,
+    gpu: str | Sequence[str],
+    precision: str = "fp16",
+    builder: str = "auto",
+    profiles: Sequence[str] | None = None,
+    workspace: int | None = None,
+    keep_fp32: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> tuple[EngineReport, ...]:
+    """Build a bundle's TensorRT engines, one for each GPU.
+
+    Args:
+        bundle: the bundle; engines, their reports and manifest entries are added to it.
+        gpu: names of GPUs, e.g. ``t4``; ``auto`` for this machine's.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        builder: ``tensorrt-rtx`` (ahead of time, anywhere), ``tensorrt`` (on the GPU itself) or ``auto``.
+        profiles: optimization profiles, e.g. ``1x1:8x512:32x8192``; None for each GPU's default.
+        workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
+        keep_fp32: names of what stays in FP32.
+        progress: called as the builders go on.
+
+    Returns:
+        A report for each engine, in the order of ``gpu``.
+
+    Raises:
+        InputError: an unknown GPU, a builder that cannot build for it here, a precision that it has not
+            got, or a profile that cannot be; before anything is built.
+        EngineError: the builder failed; engines that were finished before stand.
+        BundleError: the bundle is damaged or cannot be written.
+        MissingExtraError: the extra ``trt`` or ``tensorrt`` is not installed.
+    """
+    from mbexport.checkpoint.spec import parse_config
+    from mbexport.engines.build import Options, build_engines
+    from mbexport.engines.builders import choose_targets
+    from mbexport.files import read_json
+
+    directory = Path(bundle)
+    manifest = read(directory)
+    targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
+    graph = _engine_graph(directory, manifest, precision, keep_fp32)
+    spec, _ = parse_config(read_json(directory / "config.json", BundleError), len(manifest.labels or ()) or None)
+    return build_engines(directory, graph, spec, targets, Options(profiles, workspace), progress)
+
+
+def _engine_graph(bundle: Path, manifest: Manifest, precision: str, keep_fp32: Sequence[str]) -> Graph:
+    """The graph that engines of a precision are built from."""
+    if keep_fp32:
+        raise InputError(f"keep_fp32 names {', '.join(keep_fp32)}, and the graphs of {bundle} are typed already")
+    dialect = "portable" if precision == "fp32" else "tensorrt"
+    for graph in manifest.graphs:
+        if (graph.precision, graph.dialect) == (precision, dialect):
+            return graph
+    raise BundleError(f"{bundle} has no {precision} graph for TensorRT; export the checkpoint again")
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mbexport.console import facts, table
-from mbexport.manifest import Manifest
+from mbexport.manifest import Engine, Manifest
+from mbexport.profiles import Profile, parse_profile, parse_profiles
 
 if TYPE_CHECKING:
     from mbexport.bench.report import Report, Row, WorkloadFigures
     from mbexport.checkpoint.spec import ModelSpec
+    from mbexport.engines.report import EngineReport
     from mbexport.parity.figures import Figures, ParityReport
 
 # The field of a JSON line that holds an answer which is no object itself.
@@ -84,8 +86,50 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
     rows.append(("max_length", f"{manifest.max_length} tokens"))
     rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
+    for engine in manifest.engines:
+        rows += _engine_facts(engine)
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
+    return facts(rows)
+
+
+def _engine_facts(engine: Engine) -> list[tuple[str, str]]:
+    """The engine, and a row for each of its profiles."""
+    target = f"{engine.gpu} (compute capability {engine.compute_capability})"
+    built = f"{engine.precision}, {engine.builder} {engine.builder_version}, {engine.bytes / 1e6:.1f} MB"
+    return [
+        ("engine", f"{engine.file}: {target}, {built}, of {engine.graph}"),
+        *(("profile", f"  {profile_text(profile)}") for profile in parse_profiles(engine.profile)),
+    ]
+
+
+def profile_text(profile: Profile) -> str:
+    """An optimization profile in words.
+
+    Args:
+        profile: shapes [batch, sequence].
+    """
+    (few, short), (texts, length), (many, longest) = profile.smallest, profile.fastest, profile.largest
+    batch = f"{many} text{'s' if many > 1 else ''}" if few == many else f"{few} to {many} texts"
+    tokens = f"{longest} tokens" if short == longest else f"{short} to {longest} tokens"
+    return f"{batch} of {tokens}, fastest at {texts} x {length}"
+
+
+def engine_text(report: EngineReport) -> str:
+    """What was built, a fact a line."""
+    engine = report.engine
+    rows = [
+        ("engine", f"{engine.file}: {engine.bytes / 1e6:.1f} MB, {engine.precision}, of {engine.graph}"),
+        ("gpu", f"{engine.gpu} (compute capability {engine.compute_capability})"),
+        ("builder", f"{engine.builder} {engine.builder_version}: {report.why}"),
+    ]
+    rows += [
+        ("profile", f"{profile_text(parse_profile(row.profile))}; activations {row.activation_bytes / 1e6:.1f} MB")
+        for row in report.profiles
+    ]
+    peak = "" if report.peak_bytes is None else f", peak memory {report.peak_bytes / 1e6:.0f} MB"
+    rows.append(("fused attention", report.fused_text))
+    rows.append(("build", f"{report.layers} layers in {report.seconds:.1f} s{peak}"))
     return facts(rows)
 
 

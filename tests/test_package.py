@@ -17,20 +17,23 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "bundle", "runtime", "parity", "bench")
+STAGES = ("checkpoint", "graph", "bundle", "engines", "runtime", "parity", "bench")
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
     "bundle": {"checkpoint", "graph"},
+    "engines": {"checkpoint", "graph", "bundle"},
     "runtime": set(),
     "parity": {"checkpoint", "runtime"},
     "bench": {"runtime"},
 }
 
 
-@pytest.mark.parametrize("module", ["mbexport.runtime", "mbexport", "mbexport.cli", "mbexport.bench.run"])
+@pytest.mark.parametrize(
+    "module", ["mbexport.runtime", "mbexport", "mbexport.cli", "mbexport.bench.run", "mbexport.engines.gpus"]
+)
 def test_import_is_light_and_writes_nothing(module: str, tmp_path: Path) -> None:
-    heavy = "{'torch', 'transformers', 'onnx', 'onnx_ir', 'openvino', 'matplotlib'}"
+    heavy = "{'torch', 'transformers', 'onnx', 'onnx_ir', 'openvino', 'matplotlib', 'polygraphy', 'tensorrt_rtx'}"
     script = f"import sys, {module}; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
@@ -70,7 +73,14 @@ def test_every_stage_has_its_rule() -> None:
 def test_public_names_are_documented_and_typed() -> None:
     from mbexport import errors, runtime
 
-    public = [mbexport.export_onnx, mbexport.validate, runtime.load, runtime.Model.__call__, runtime.Model.embed]
+    public = [
+        mbexport.export_onnx,
+        mbexport.build_engine,
+        mbexport.validate,
+        runtime.load,
+        runtime.Model.__call__,
+        runtime.Model.embed,
+    ]
     for function in (*public, runtime.Model.logits):
         assert "Raises:" in (function.__doc__ or ""), function
         signature = inspect.signature(function)

@@ -15,8 +15,6 @@ ComputeCapability = tuple[int, int]
 _FIRST_WITH: dict[str, ComputeCapability] = {
     "fp32": (7, 0), "fp16": (7, 0), "int8": (7, 5), "bf16": (8, 0), "fp8": (8, 9),
 }  # fmt: skip
-PRECISIONS = ("fp16", "bf16", "fp32")  # that engines are built in
-BUILDERS = ("tensorrt-rtx", "tensorrt")
 # Whole targets of TensorRT-RTX 1.7: none for the data-centre chips 9.0 (Hopper) and 10.0 (Blackwell).
 RTX_TARGETS: tuple[ComputeCapability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 _RTX_FP32_FROM: ComputeCapability = (8, 0)  # it has no FP32 matrix product for Turing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from mbexport.engines.gpus import GPUS, Gpu
@@ -40,7 +41,10 @@ def _describe(driver: object) -> tuple[str, tuple[int, int], int]:
     call("cuInit", 0)
     device = call("cuDeviceGet", 0)
     attribute = driver.CUdevice_attribute  # type: ignore[attr-defined]
-    kinds = (attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+    kinds = (
+        attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    )
     major, minor = (int(str(call("cuDeviceGetAttribute", kind, device))) for kind in kinds)
     name = call("cuDeviceGetName", 100, device)
     memory = int(str(call("cuDeviceTotalMem", device)))
@@ -49,18 +53,19 @@ def _describe(driver: object) -> tuple[str, tuple[int, int], int]:
 
 
 def gpu_of(title: str, compute_capability: tuple[int, int], memory: int) -> Gpu:
-    """The table's row for a device, else a row of its own, named after it.
+    """The table's row for a device, with the memory that it really has; else a row of its own.
 
     Args:
         title: the driver's name for it, e.g. ``NVIDIA A100-SXM4-40GB``.
         compute_capability: major and minor.
         memory: bytes.
     """
+    gibibytes = max(1, round(memory / 2**30))
     words = re.findall(r"[a-z0-9]+", title.lower())
     joined = {"".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)}
     for gpu in GPUS.values():
         if gpu.name in joined and gpu.compute_capability == compute_capability:
-            return gpu
+            return dataclasses.replace(gpu, memory=gibibytes)
     brand = {"nvidia", "geforce", "tesla", "quadro"}
     name = "-".join(word for word in words if word not in brand) or "gpu"
-    return Gpu(name, title, compute_capability, max(1, memory // 2**30))
+    return Gpu(name, title, compute_capability, gibibytes)

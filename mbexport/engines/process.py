@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from mbexport.engines.job import RTX_SWITCH, Built, Job
 from mbexport.errors import EngineError
@@ -52,7 +52,7 @@ def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
         request.write(json.dumps(asdict(job)).encode() + b"\n" + model)
         request.seek(0)
         command = [sys.executable, "-m", "mbexport.engines.worker"]
-        with subprocess.Popen(
+        with subprocess.Popen(  # noqa: S603 (its words are ours)
             command, stdin=request, stdout=subprocess.PIPE, stderr=log, env=environment
         ) as process:
             try:
@@ -69,7 +69,7 @@ def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
     return Built(**fields), memory(said, len(job.profiles))
 
 
-def _listen(answers: IO[bytes], progress: Progress) -> dict[str, dict[str, object]]:
+def _listen(answers: IO[bytes], progress: Progress) -> dict[str, Any]:
     """The last answer; empty where the process ended without one."""
     for line in answers:
         try:
@@ -77,7 +77,7 @@ def _listen(answers: IO[bytes], progress: Progress) -> dict[str, dict[str, objec
         except ValueError:  # it died while it wrote
             break
         if "done" not in content:
-            return cast("dict[str, dict[str, object]]", content)
+            return cast("dict[str, Any]", content)
         progress(content["done"], content["of"], content["what"])
     return {}
 
@@ -97,7 +97,7 @@ def memory(log: str, profiles: int) -> Memory:
     return Memory(tuple(map(int, activations)), int(weights[-1]))
 
 
-def reason(code: int, log: str, end: dict[str, dict[str, object]]) -> str:
+def reason(code: int, log: str, end: dict[str, Any]) -> str:
     """Why a build failed, in one line: the builder's last error, else what the process said last."""
     if _VOLUME in log:
         return "a tensor would have more than 2^31 elements at a profile's largest shape; take a smaller one"

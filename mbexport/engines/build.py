@@ -1,0 +1,176 @@
+"""Engines of one graph, one GPU after another: build, put into the bundle, report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from pathlib import Path
+
+from mbexport import manifest as manifests
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.engines.builders import Target
+from mbexport.engines.job import Built, Job
+from mbexport.engines.prepare import AttentionNode, ParserInput, prepare
+from mbexport.engines.process import Memory, NotFusedError, run
+from mbexport.engines.report import AttentionReport, EngineReport, ProfileReport, fusion_warning, report_file
+from mbexport.engines.shapes import chosen_profiles, default_profiles
+from mbexport.errors import BundleError, EngineError
+from mbexport.files import Progress, replacing, to_json, write_atomically
+from mbexport.manifest import Engine, Graph
+from mbexport.profiles import Profile, profiles_text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is common to all engines of a call.
+
+    ``profiles``: texts of profiles, None for each GPU's default; ``workspace``: MiB, None for the builder's default.
+    """
+
+    profiles: Sequence[str] | None = None
+    workspace: int | None = None
+
+
+def build_engines(
+    bundle: Path, graph: Graph, spec: ModelSpec, targets: Sequence[Target], options: Options, progress: Progress
+) -> tuple[EngineReport, ...]:
+    """Build an engine for each target; each stands in the bundle before the next is begun.
+
+    Args:
+        bundle: the bundle.
+        graph: the graph to build from, the manifest's entry.
+        spec: the model.
+        targets: GPUs and builders, checked.
+        options: shapes and memory.
+        progress: called as the builders go on, over all engines.
+
+    Raises:
+        BundleError: the graph is damaged, or the bundle cannot be written.
+        InputError: a profile that cannot be.
+        EngineError: a builder failed; earlier engines of this call stand.
+    """
+    max_length = manifests.read(bundle).max_length
+    chosen = None if options.profiles is None else chosen_profiles(options.profiles, max_length, bundle)
+    source = prepare(bundle / graph.file, spec.layer_is_global)
+    reports = []
+    for number, target in enumerate(targets):
+        profiles = chosen or default_profiles(target.gpu, spec, max_length, graph.precision)
+        build = _Build(target, graph, source, profiles, options.workspace)
+        reports.append(build.into(bundle, _part(progress, number, len(targets), target.gpu.name)))
+        progress(number + 1, len(targets), "")
+    return tuple(reports)
+
+
+def _part(progress: Progress, number: int, total: int, name: str) -> Progress:
+    """Progress of one engine as its part of all."""
+
+    def show(done: int, of: int, what: str) -> None:
+        progress(number * of + done, total * of, f"{name}: {what}")
+
+    return show
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One engine to be: for whom, of what, for which shapes."""
+
+    target: Target
+    graph: Graph
+    source: ParserInput
+    profiles: tuple[Profile, ...]
+    workspace: int | None
+
+    def into(self, bundle: Path, progress: Progress) -> EngineReport:
+        """Build, replace an earlier engine of the same name, tell the manifest, write the report."""
+        file = f"engines/{self.target.gpu.name}-{self.graph.precision}.engine"
+        (bundle / file).parent.mkdir(exist_ok=True)
+        with replacing(bundle / file) as temporary:
+            built, memory, loose = self._build(temporary, progress)
+            if temporary.stat().st_size != built.bytes:
+                raise BundleError(f"{bundle / file} was cut short while it was written; is the disk full?")
+            engine = self._entry(file, built)
+        manifests.write(manifests.read(bundle).with_engine(engine), bundle)  # as it is now: others write, too
+        report = self._report(engine, built, memory, loose)
+        (bundle / "reports").mkdir(exist_ok=True)
+        write_atomically(bundle / report_file(engine), to_json(report.to_dict()) + "\n")
+        return report
+
+    def _build(self, file: Path, progress: Progress) -> tuple[Built, Memory, frozenset[str]]:
+        """Build with as many kinds of attention fused as can be; also the kinds that are not.
+
+        A fused kernel is there for all layers of a kind or for none. The builder does not say which
+        one it missed, so the kinds are tried: none set loose, one, all.
+        """
+        kinds = list(dict.fromkeys(node.kind for node in self.source.attention))
+        for loose in chain.from_iterable(combinations(kinds, count) for count in range(len(kinds) + 1)):
+            nodes = tuple(node.name for node in self.source.attention if node.kind in loose)
+            try:
+                built, memory = run(self._job(file, nodes), self.source.model, progress)
+            except NotFusedError:
+                continue
+            self._check_attention(built)
+            return built, memory, frozenset(loose)
+        raise EngineError(
+            f"{self.target.builder} builds the attention of {self.graph.file} neither fused nor otherwise"
+        )
+
+    def _check_attention(self, built: Built) -> None:
+        """Each Attention node must have become an attention layer, else nothing is known of it."""
+        lost = [node.name for node in self.source.attention if node.name not in built.attention]
+        if lost:
+            raise EngineError(
+                f"{self.target.builder} {built.version} made no attention layer of {lost[0]} ({len(lost)} in all), "
+                "so it cannot be seen whether it is fused; take TensorRT 10.14 or later"
+            )
+
+    def _job(self, file: Path, loose: tuple[str, ...]) -> Job:
+        ahead, gpu = self.target.builder == "tensorrt-rtx", self.target.gpu
+        return Job(
+            builder=self.target.builder,
+            target=gpu.compute_capability if ahead else None,
+            graph=str(self.source.path),
+            profiles=tuple(map(str, self.profiles)),
+            decomposable=loose,
+            workspace=None if self.workspace is None else self.workspace * 2**20,
+            timing_cache=None if ahead else str(_timing_cache(gpu.name)),  # TensorRT-RTX times nothing
+            engine=str(file),
+        )
+
+    def _entry(self, file: str, built: Built) -> Engine:
+        gpu = self.target.gpu
+        return Engine(
+            file, gpu.name, gpu.capability_text, self.graph.precision, self.target.builder, built.version,
+            profiles_text(self.profiles), built.sha256, built.bytes, self.graph.file,
+        )  # fmt: skip
+
+    def _report(self, engine: Engine, built: Built, memory: Memory, loose: frozenset[str]) -> EngineReport:
+        attention = tuple(_attention(node, loose) for node in self.source.attention)
+        warning = fusion_warning(attention, engine)
+        rows = zip(self.profiles, memory.activations, strict=True)
+        return EngineReport(
+            engine=engine,
+            why=self.target.why,
+            profiles=tuple(ProfileReport(str(profile), size) for profile, size in rows),
+            attention=attention,
+            layers=built.layers,
+            weight_bytes=memory.weights,
+            workspace=self.workspace,
+            seconds=round(built.seconds, 2),
+            peak_bytes=built.peak_bytes,
+            warnings=() if warning is None else (warning,),
+        )
+
+
+def _attention(node: AttentionNode, loose: frozenset[str]) -> AttentionReport:
+    return AttentionReport(node.layer, node.kind, node.kind not in loose)
+
+
+def _timing_cache(gpu: str) -> Path:
+    """Where TensorRT's timings of a GPU are kept; it finds by itself those of its own version in it."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    directory = Path(home) / "mbexport"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{re.sub('[^a-z0-9-]', '-', gpu)}.timing"

@@ -1,0 +1,89 @@
+"""What a build made: for people, for programs, and for the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mbexport.manifest import Engine
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """An optimization profile, and the bytes of GPU memory that its activations take at its largest shape."""
+
+    profile: str
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """A layer's attention: ``kind`` is global or local; ``fused`` says that one kernel computes it."""
+
+    layer: int
+    kind: str
+    fused: bool
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """A build.
+
+    Attributes:
+        engine: the manifest's entry.
+        why: why this builder was taken.
+        profiles: in the engine's order.
+        attention: a row for each attention layer of the graph; empty where the graph writes attention
+            out in plain operators.
+        layers: of the network that was parsed.
+        weight_bytes: GPU memory of the weights.
+        workspace: most bytes of scratch memory that were allowed; None for the builder's default.
+        seconds: from the parser's start to the serialized engine, of the build that stands.
+        peak_bytes: most memory of the builder's process; None where the system does not say.
+        warnings: what a user should know before this engine goes into production.
+    """
+
+    engine: Engine
+    why: str
+    profiles: tuple[ProfileReport, ...]
+    attention: tuple[AttentionReport, ...]
+    layers: int
+    weight_bytes: int
+    workspace: int | None
+    seconds: float
+    peak_bytes: int | None
+    warnings: tuple[str, ...]
+
+    @property
+    def fused_text(self) -> str:
+        """How many attention layers one kernel computes, e.g. ``22 of 22 layers``."""
+        if not self.attention:
+            return "none: the graph writes attention in plain operators"
+        return f"{sum(row.fused for row in self.attention)} of {len(self.attention)} layers"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        return dataclasses.asdict(self) | {"fused_attention": self.fused_text}
+
+
+def report_file(engine: Engine) -> str:
+    """Where the report of an engine lies, relative to the bundle."""
+    return f"reports/engine-{engine.gpu}-{engine.precision}.json"
+
+
+def fusion_warning(attention: tuple[AttentionReport, ...], engine: Engine) -> str | None:
+    """The layers whose attention is several kernels, named; None where there are none."""
+    if not attention:
+        return (
+            f"{engine.graph} writes attention in plain operators, which are not known to be fused; it is slower, "
+            "and takes memory with the square of the length"
+        )
+    rows = [row for row in attention if not row.fused]
+    if not rows:
+        return None
+    layers = ", ".join(f"{row.layer} ({row.kind})" for row in rows)
+    return (
+        f"attention is not fused on {engine.gpu} in layer{'s' if len(rows) > 1 else ''} {layers}: "
+        "it is slower there, and takes memory with the square of the length"
+    )
