@@ -95,7 +95,7 @@ def trt(  # noqa: PLR0913 (one parameter an option)
         )  # fmt: skip
     for report in reports:
         for message in report.warnings:
-            note(f"warning: {message}", quiet=False)
+            note(message, quiet=quiet, kind="warning")
     if as_json:
         click.echo(to_json([report.to_dict() for report in reports]))
     else:

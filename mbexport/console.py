@@ -83,10 +83,10 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
         yield show
 
 
-def note(message: str, *, quiet: bool) -> None:
-    """A line on standard error, unless ``quiet``."""
+def note(message: str, *, quiet: bool, kind: str = "note") -> None:
+    """A line on standard error, unless ``quiet``; ``kind``, e.g. ``warning``, stands before it."""
     if not quiet:
-        click.echo(f"note: {message}", err=True)
+        click.echo(f"{kind}: {message}", err=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

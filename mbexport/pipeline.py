@@ -160,9 +160,8 @@ def _engine_graph(bundle: Path, manifest: Manifest, precision: str, keep_fp32: S
     """The graph that engines of a precision are built from."""
     if keep_fp32:
         raise InputError(f"keep_fp32 names {', '.join(keep_fp32)}, and the graphs of {bundle} are typed already")
-    dialect = "portable" if precision == "fp32" else "tensorrt"
     for graph in manifest.graphs:
-        if (graph.precision, graph.dialect) == (precision, dialect):
+        if (graph.precision, graph.dialect) == (precision, "tensorrt"):
             return graph
     raise BundleError(f"{bundle} has no {precision} graph for TensorRT; export the checkpoint again")
 

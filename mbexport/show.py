@@ -124,13 +124,18 @@ def engine_text(report: EngineReport) -> str:
         ("builder", f"{engine.builder} {engine.builder_version}: {report.why}"),
     ]
     rows += [
-        ("profile", f"{profile_text(parse_profile(row.profile))}; activations {row.activation_bytes / 1e6:.1f} MB")
+        ("profile", f"{profile_text(parse_profile(row.profile))}; activations {_megabytes(row.activation_bytes)}")
         for row in report.profiles
     ]
-    peak = "" if report.peak_bytes is None else f", peak memory {report.peak_bytes / 1e6:.0f} MB"
     rows.append(("fused attention", report.fused_text))
-    rows.append(("build", f"{report.layers} layers in {report.seconds:.1f} s{peak}"))
+    rows.append(
+        ("build", f"{report.layers} layers in {report.seconds:.1f} s, peak memory {_megabytes(report.peak_bytes)}")
+    )
     return facts(rows)
+
+
+def _megabytes(size: int | None) -> str:
+    return "not known" if size is None else f"{size / 1e6:.1f} MB"
 
 
 def _answer_facts(manifest: Manifest) -> list[tuple[str, str]]:

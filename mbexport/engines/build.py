@@ -59,7 +59,10 @@ def build_engines(
     for number, target in enumerate(targets):
         profiles = chosen or default_profiles(target.gpu, spec, max_length, graph.precision)
         build = _Build(target, graph, source, profiles, options.workspace)
-        reports.append(build.into(bundle, _part(progress, number, len(targets), target.gpu.name)))
+        try:
+            reports.append(build.into(bundle, _part(progress, number, len(targets), target.gpu.name)))
+        except OSError as cause:
+            raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
         progress(number + 1, len(targets), "")
     return tuple(reports)
 
@@ -89,8 +92,6 @@ class _Build:
         (bundle / file).parent.mkdir(exist_ok=True)
         with replacing(bundle / file) as temporary:
             built, memory, loose = self._build(temporary, progress)
-            if temporary.stat().st_size != built.bytes:
-                raise BundleError(f"{bundle / file} was cut short while it was written; is the disk full?")
             engine = self._entry(file, built)
         manifests.write(manifests.read(bundle).with_engine(engine), bundle)  # as it is now: others write, too
         report = self._report(engine, built, memory, loose)
@@ -156,6 +157,7 @@ class _Build:
             profiles=tuple(ProfileReport(str(profile), size) for profile, size in rows),
             attention=attention,
             layers=built.layers,
+            graph_sha256=self.graph.sha256,
             weight_bytes=memory.weights,
             workspace=self.workspace,
             seconds=round(built.seconds, 2),

@@ -29,10 +29,10 @@ class NotFusedError(EngineError):
 
 @dataclass(frozen=True)
 class Memory:
-    """GPU memory of an engine in bytes: activations by profile, in their order, and weights."""
+    """GPU memory of an engine in bytes: activations by profile, in their order, and weights; None where not said."""
 
-    activations: tuple[int, ...]
-    weights: int
+    activations: tuple[int | None, ...]
+    weights: int | None
 
 
 def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
@@ -83,29 +83,24 @@ def _listen(answers: IO[bytes], progress: Progress) -> dict[str, Any]:
 
 
 def memory(log: str, profiles: int) -> Memory:
-    """What the builder's log says about memory.
+    """What the builder's log says about memory; it is the only source without a driver.
 
-    Raises:
-        EngineError: it does not say it as the versions that are known do.
+    Args:
+        log: all of it.
+        profiles: how many there are; a log that does not name as many memories is not understood.
     """
     activations, weights = _ACTIVATIONS.findall(log), _WEIGHTS.findall(log)
-    if len(activations) != profiles or not weights:
-        raise EngineError(
-            f"the builder's log names {len(activations)} activation memories, expected {profiles}, one a profile; "
-            "this version of it is not known to mbexport: please report it"
-        )
-    return Memory(tuple(map(int, activations)), int(weights[-1]))
+    understood = tuple(map(int, activations)) if len(activations) == profiles else (None,) * profiles
+    return Memory(understood, int(weights[-1]) if weights else None)
 
 
 def reason(code: int, log: str, end: dict[str, Any]) -> str:
     """Why a build failed, in one line: the builder's last error, else what the process said last."""
     if _VOLUME in log:
-        return "a tensor would have more than 2^31 elements at a profile's largest shape; take a smaller one"
-    # Without a GPU, asking for one is always among the errors, and never the reason.
+        return "a tensor could have more than 2^31 elements at a profile's largest shape; take a smaller one"
+    if "error" in end and not end["error"].startswith("PolygraphyException"):  # which says less than the log
+        return str(end["error"])
+    # Without a GPU, that there is none is among the errors, and never the reason.
     errors = [text for text in _ERROR.findall(log) if "Cuda Runtime" not in text]
     told = [text for text in errors if not text.startswith(("Invalid Engine", "Could not parse ONNX"))]
-    if told or errors:
-        return " ".join((told or errors)[-1].split())[:400]
-    if "error" in end:
-        return str(end["error"])[:400]
-    return last_words(code, log)
+    return " ".join((told or errors)[-1].split())[:400] if errors else last_words(code, log)

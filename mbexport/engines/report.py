@@ -11,10 +11,13 @@ from mbexport.manifest import Engine
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """An optimization profile, and the bytes of GPU memory that its activations take at its largest shape."""
+    """An optimization profile, and the bytes of GPU memory that its activations take at its largest shape.
+
+    None where the builder did not say.
+    """
 
     profile: str
-    activation_bytes: int
+    activation_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class EngineReport:
         attention: a row for each attention layer of the graph; empty where the graph writes attention
             out in plain operators.
         layers: of the network that was parsed.
-        weight_bytes: GPU memory of the weights.
+        graph_sha256: of the graph file that it was built from.
+        weight_bytes: GPU memory of the weights; None where the builder did not say.
         workspace: most bytes of scratch memory that were allowed; None for the builder's default.
         seconds: from the parser's start to the serialized engine, of the build that stands.
         peak_bytes: most memory of the builder's process; None where the system does not say.
@@ -49,7 +53,8 @@ class EngineReport:
     profiles: tuple[ProfileReport, ...]
     attention: tuple[AttentionReport, ...]
     layers: int
-    weight_bytes: int
+    graph_sha256: str
+    weight_bytes: int | None
     workspace: int | None
     seconds: float
     peak_bytes: int | None
@@ -75,15 +80,15 @@ def report_file(engine: Engine) -> str:
 def fusion_warning(attention: tuple[AttentionReport, ...], engine: Engine) -> str | None:
     """The layers whose attention is several kernels, named; None where there are none."""
     if not attention:
-        return (
-            f"{engine.graph} writes attention in plain operators, which are not known to be fused; it is slower, "
-            "and takes memory with the square of the length"
-        )
-    rows = [row for row in attention if not row.fused]
-    if not rows:
+        return f"{engine.graph} writes attention in plain operators, so nothing is known of its fusion; export again"
+    loose: dict[str, list[str]] = {}
+    for row in attention:
+        if not row.fused:
+            loose.setdefault(row.kind, []).append(str(row.layer))
+    if not loose:
         return None
-    layers = ", ".join(f"{row.layer} ({row.kind})" for row in rows)
+    layers = " and ".join(f"the {kind} layers {', '.join(numbers)}" for kind, numbers in loose.items())
     return (
-        f"attention is not fused on {engine.gpu} in layer{'s' if len(rows) > 1 else ''} {layers}: "
-        "it is slower there, and takes memory with the square of the length"
+        f"{engine.file}: attention is not fused in {layers}, so it is slower and takes memory with the square "
+        "of the length; fused kernels are there for fp16 and bf16 and head sizes of 16 to 256"
     )
