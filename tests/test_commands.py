@@ -198,7 +198,7 @@ def test_real_process_with_a_closed_pipe(example_bundle: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["onnx", "validate", "bench", "predict", "inspect"])
+@pytest.mark.parametrize("command", ["onnx", "trt", "validate", "bench", "predict", "inspect"])
 def test_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

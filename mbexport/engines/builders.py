@@ -71,4 +71,4 @@ def _is_here(gpu: Gpu) -> tuple[bool, str]:
         local = local_gpu()
     except InputError:
         return False, "no GPU can be read on this machine"
-    return local.name == gpu.name, f"this machine has a {local.name}"
+    return local.name == gpu.name, f"this machine's GPU is {local.name}"

@@ -86,14 +86,14 @@ def check_precision(gpu: Gpu, precision: str, builder: str) -> None:
         )
     if builder != "tensorrt-rtx":
         return
+    there = f"build it on a machine that has the {gpu.name} and TensorRT: pip install 'mbexport[tensorrt]'"
     if gpu.compute_capability not in RTX_TARGETS:
         targets = ", ".join("{}.{}".format(*target) for target in RTX_TARGETS)
         raise InputError(
-            f"TensorRT-RTX builds for compute capability {targets}, and {gpu.name} has {gpu.capability_text}; "
-            f"run this with --builder tensorrt on a machine that has the {gpu.name}"
+            f"TensorRT-RTX builds for compute capability {targets}, and {gpu.name} has {gpu.capability_text}; {there}"
         )
     if precision == "fp32" and gpu.compute_capability < _RTX_FP32_FROM:
         raise InputError(
             f"TensorRT-RTX has no FP32 matrix product for {gpu.name} (compute capability {gpu.capability_text}); "
-            f"take --precision fp16, or run this with --builder tensorrt on a machine that has the {gpu.name}"
+            f"take --precision fp16, or {there}"
         )

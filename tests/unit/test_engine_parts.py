@@ -1,0 +1,280 @@
+"""Parts of the engine stage that need no build: the GPU table, refusals, shapes, masks, logs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from mbexport.checkpoint.spec import ModelSpec, parse_config
+from mbexport.engines import builders, local, process, shapes
+from mbexport.engines.builders import choose_targets
+from mbexport.engines.gpus import GPUS, RTX_TARGETS, find_gpu
+from mbexport.engines.job import MODULES
+from mbexport.engines.prepare import attention_nodes, broadcast_masks, prepare
+from mbexport.engines.report import AttentionReport, fusion_warning
+from mbexport.errors import BundleError, InputError, MbexportError, MissingExtraError
+from mbexport.manifest import Engine
+from mbexport.optional import installed
+from mbexport.options import BUILDERS
+from mbexport.profiles import parse_profile
+from tests.attention_graphs import VOCABULARY, attention_model, write_attention_graph
+
+HEADS = {"G": (2, 16), "l": (2, 16)}
+
+
+def spec_of(**config: object) -> ModelSpec:
+    base = {"model_type": "modernbert", "architectures": ["ModernBertModel"], "vocab_size": 64}
+    return parse_config(base | config, None)[0]
+
+
+def test_every_gpu_of_the_table_knows_what_it_can_compute() -> None:
+    assert all(name == gpu.name for name, gpu in GPUS.items())
+    assert GPUS["t4"].precisions == ("fp32", "fp16", "int8")
+    assert GPUS["a100"].precisions == ("fp32", "fp16", "int8", "bf16")
+    assert GPUS["rtx4090"].precisions == ("fp32", "fp16", "int8", "bf16", "fp8")
+    assert GPUS["l4"].capability_text == "8.9"
+    assert find_gpu("RTX4090") is GPUS["rtx4090"]
+
+
+def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
+    import tensorrt_rtx
+
+    names = [name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
+    assert {f"SM{major}{minor}" for major, minor in RTX_TARGETS} == set(names)
+    assert set(MODULES) == set(BUILDERS) - {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "builder", "precision", "message"),
+    [
+        ("k80", "auto", "fp16", "known are t4, a100"),
+        ("t4", "auto", "fp32", r"no FP32 matrix product for t4.*take --precision fp16, or build it on .*\[tensorrt\]'"),
+        ("t4", "auto", "bf16", r"t4 has compute capability 7.5, and bf16 needs 8.0; take --precision fp16"),
+        ("h100", "auto", "fp16", "on a machine that has the h100"),
+        ("h200", "tensorrt-rtx", "fp16", "and h200 has 9.0; build it on a machine that has the h200"),
+        ("a100", "tensorrt", "fp16", "no GPU can be read on this machine; run this on a machine that has the a100"),
+        ("auto", "auto", "fp16", "name the GPU that the engine is for"),
+        ("a100", "trtexec", "fp16", "expected one of auto, tensorrt-rtx, tensorrt"),
+        ("a100", "auto", "int4", "expected one of fp16, bf16, fp32"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_at_once(
+    gpu: str, builder: str, precision: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cuda.bindings.driver", Driver(status=100))
+    with pytest.raises(InputError, match=message):
+        choose_targets([gpu], builder, precision)
+
+
+def test_one_refusal_refuses_all_and_none_is_one() -> None:
+    with pytest.raises(InputError, match="h100"):
+        choose_targets(["a100", "h100"], "auto", "fp16")
+    with pytest.raises(InputError, match="no GPU is named"):
+        choose_targets([], "auto", "fp16")
+    assert [target.gpu.name for target in choose_targets(["a100", "t4", "A100"], "auto", "fp16")] == ["a100", "t4"]
+
+
+class Driver:
+    """cuda.bindings.driver of a machine with one GPU."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+    )
+
+    def __init__(self, name: str = "", capability: tuple[int, int] = (0, 0), memory: int = 0, status: int = 0) -> None:
+        self.values = (name.encode() + b"\0\0", capability, memory)
+        self.status = status
+
+    def cuInit(self, _: int) -> tuple[int]:
+        return (self.status,)
+
+    def cuDeviceGet(self, _: int) -> tuple[int, int]:
+        return 0, 7
+
+    def cuDeviceGetAttribute(self, kind: int, device: int) -> tuple[int, int]:
+        assert device == 7
+        return 0, self.values[1][kind]
+
+    def cuDeviceGetName(self, _: int, device: int) -> tuple[int, bytes]:
+        assert device == 7
+        return 0, self.values[0]
+
+    def cuDeviceTotalMem(self, device: int) -> tuple[int, int]:
+        assert device == 7
+        return 0, self.values[2]
+
+
+def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], memory: float) -> None:
+    monkeypatch.setattr("cuda.bindings.driver", Driver(name, capability, int(memory * 2**30)))
+
+
+@pytest.mark.parametrize(
+    ("title", "capability", "memory", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 79.2, "a100"),
+        ("Tesla T4", (7, 5), 14.6, "t4"),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 23.6, "rtx4090"),
+        ("NVIDIA L40S", (8, 9), 44.4, "l40s"),
+        ("NVIDIA A10G", (8, 6), 22.1, "a10g"),
+        ("NVIDIA RTX A6000", (8, 6), 47.5, "rtx-a6000"),
+    ],
+)
+def test_local_gpu(
+    title: str, capability: tuple[int, int], memory: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_gpu(monkeypatch, title, capability, memory)
+    gpu = local.local_gpu()
+    assert (gpu.name, gpu.compute_capability, gpu.memory) == (name, capability, round(memory))
+
+
+def test_auto_takes_tensorrt_only_where_it_is_and_its_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, "NVIDIA A100-SXM4-40GB", (8, 0), 39.4)
+    (target,) = choose_targets(["auto"], "auto", "fp16")
+    assert (target.gpu.name, target.builder) == ("a100", "tensorrt-rtx")
+    assert target.why == "the a100 is here, but TensorRT is not installed"
+    with pytest.raises(MissingExtraError, match=r"pip install 'mbexport\[tensorrt\]'"):
+        choose_targets(["a100"], "tensorrt", "fp16")
+    with pytest.raises(InputError, match="this machine's GPU is a100"):
+        choose_targets(["t4"], "tensorrt", "fp16")
+    monkeypatch.setattr(builders, "installed", lambda _: True)
+    monkeypatch.setattr(builders, "require", lambda *_: None)
+    targets = choose_targets(["a100", "l4"], "auto", "fp32")
+    assert [target.builder for target in targets] == ["tensorrt", "tensorrt-rtx"]
+    assert "is here, and TensorRT is installed" in targets[0].why
+    assert "this machine's GPU is a100" in targets[1].why
+
+
+def test_type_stubs_are_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_stubs").mkdir()
+    (tmp_path / "only_stubs" / "__init__.pyi").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("only_stubs")
+    assert not installed("no_such_package.part")
+    assert installed("cuda.bindings")
+    assert installed("polygraphy")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "config", "length", "precision", "expected"),
+    [
+        ("t4", {}, 8192, "fp16", "1x1:1x128:1x8192,1x1:8x512:16x8192"),
+        ("a100", {}, 8192, "fp16", "1x1:1x128:1x8192,1x1:8x512:32x8192"),
+        ("t4", {}, 512, "fp16", "1x1:1x128:1x512,1x1:8x512:32x512"),
+        ("t4", {}, 64, "fp16", "1x1:1x64:1x64,1x1:8x64:32x64"),
+        ("t4", {"hidden_size": 4096, "num_attention_heads": 64}, 8192, "fp16", "1x1:1x128:1x8192,1x1:4x512:4x8192"),
+        ("a100", {}, 8192, "fp32", "1x1:1x128:1x8192"),
+        ("a100", {}, 512, "fp32", "1x1:1x128:1x512,1x1:8x512:32x512"),
+    ],
+)
+def test_default_profiles(gpu: str, config: dict[str, int], length: int, precision: str, expected: str) -> None:
+    profiles = shapes.default_profiles(GPUS[gpu], spec_of(**config), length, precision)
+    assert ",".join(map(str, profiles)) == expected
+
+
+def test_default_profiles_stay_within_their_share_of_memory() -> None:
+    spec = spec_of()
+    for gpu in GPUS.values():
+        for profile in shapes.default_profiles(gpu, spec, 8192, "fp16")[1:]:
+            texts, length = profile.largest
+            assert shapes.activation_bytes(texts, length, spec, "fp16") <= gpu.memory_bytes / 4
+            twice = shapes.activation_bytes(2 * texts, length, spec, "fp16")
+            assert texts == shapes.MOST_TEXTS or twice > gpu.memory_bytes / 4
+
+
+def test_profile_beyond_the_model() -> None:
+    bundle = Path("bundle")
+    assert shapes.chosen_profiles(["1x1:8x128:8x512"], 512, bundle) == (parse_profile("1x1:8x128:8x512"),)
+    with pytest.raises(InputError, match="reaches 513 tokens, and bundle takes at most 512"):
+        shapes.chosen_profiles(["1x1:8x128:8x513"], 512, bundle)
+
+
+def test_masks_are_broadcast_and_mean_the_same() -> None:
+    model = attention_model("Gl", heads=HEADS, precision="fp32")
+    random = np.random.default_rng(0)
+    mask = np.ones((3, 9), np.int64)
+    mask[1, 4:] = mask[2, :2] = 0
+    feeds = {"input_ids": random.integers(0, VOCABULARY, mask.shape), "attention_mask": mask}
+    before = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)[0]
+    assert broadcast_masks(model) == 1
+    by_name = {node.name: node for node in model.graph.all_nodes()}
+    masks = [node.inputs[3].name for node in attention_nodes(model)]
+    assert masks == ["bias_keys", "layers.1/attn/own_bias"]  # of the local layer the expanded one is computed on
+    after = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)[0]
+    np.testing.assert_array_equal(before, after)
+    unmasked = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds | {"attention_mask": np.ones_like(mask)})[0]
+    assert np.abs(unmasked - after).max() > 1e-3
+    assert "bias_by_query" in by_name
+
+
+def test_what_only_an_expanded_mask_needed_is_gone() -> None:
+    model = attention_model("GG", heads=HEADS)
+    assert broadcast_masks(model) == 2
+    assert not {"bias_by_query", "shape", "length"} & {node.name for node in model.graph.all_nodes()}
+    assert broadcast_masks(model) == 0
+
+
+def test_prepare_leaves_file_and_weights_alone(tmp_path: Path) -> None:
+    graph = write_attention_graph(tmp_path, attention_model("Gl", heads={"G": (2, 64), "l": (2, 64)}))
+    before = (tmp_path / graph.file).read_bytes()
+    prepared = prepare(tmp_path / graph.file, [True, False])
+    assert (tmp_path / graph.file).read_bytes() == before
+    assert [(node.layer, node.kind) for node in prepared.attention] == [(0, "global"), (1, "local")]
+    tensors = onnx.load_from_string(prepared.model).graph.initializer
+    outside = [t.name for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert sorted(outside) == sorted(["table", *(f"{n}.{part}" for n in range(2) for part in "qkvo")])
+
+
+def test_prepare_refuses_other_graphs(tmp_path: Path) -> None:
+    graph = write_attention_graph(tmp_path, attention_model("Gl", heads=HEADS))
+    with pytest.raises(BundleError, match=r"layers.1/attn/attended.*none of the model's 1 layers"):
+        prepare(tmp_path / graph.file, [True])
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    for name in ("graph.onnx", "none.onnx"):
+        with pytest.raises(BundleError, match=f"{name} cannot be read as an ONNX graph"):
+            prepare(tmp_path / name, [True])
+
+
+LOG = """[V] Total Activation Memory: 5 bytes
+[V] Total Activation Memory: 70 bytes
+[V] Total Weights Memory: 9 bytes
+"""
+
+
+def test_memory_is_read_from_the_log() -> None:
+    assert process.memory(LOG, 2) == process.Memory((5, 70), 9)
+    assert process.memory(LOG, 1) == process.Memory((None,), 9)
+    assert process.memory("", 2) == process.Memory((None, None), None)
+
+
+@pytest.mark.parametrize(
+    ("log", "end", "expected"),
+    [
+        ("[E] first\n[E] IBuilder: no\n  kernel\n[!] Invalid Engine. Please ensure", {}, "IBuilder: no"),
+        ("[E] why\n[E] [x.cpp] Error Code 1: Cuda Runtime (no driver)", {"error": "PolygraphyException: x"}, "why"),
+        ("[!] Invalid Engine.", {"error": "PolygraphyException: x"}, "Invalid Engine."),
+        ("[E] why", {"error": "OSError: disk is full"}, "OSError: disk is full"),
+        ("Assertion bound >= 0 failed. In checkVolume at x", {}, "more than 2^31 elements"),
+        ("some last words\n", {}, "its process ended with code -9 (killed, as systems do when memory ends): some last"),
+    ],
+)
+def test_reason_is_one_line(log: str, end: dict[str, str], expected: str) -> None:
+    found = process.reason(-9, log, end)
+    assert expected in found
+    assert "\n" not in found
+
+
+def test_fusion_warning_names_layers() -> None:
+    engine = Engine("e.engine", "t4", "7.5", "fp16", "tensorrt-rtx", "1", "1x1:1x1:1x1", "ab", 1, "g.onnx")
+    rows = (AttentionReport(0, "global", True), AttentionReport(1, "local", False), AttentionReport(2, "local", False))
+    assert fusion_warning(rows[:1], engine) is None
+    assert "not fused in the local layers 1, 2, so" in str(fusion_warning(rows, engine))
+    assert "plain operators" in str(fusion_warning((), engine))
+    assert issubclass(process.NotFusedError, MbexportError)
+    assert dataclasses.is_dataclass(engine)
