@@ -17,11 +17,12 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "bundle", "runtime", "parity", "bench")
+STAGES = ("checkpoint", "graph", "precision", "bundle", "runtime", "parity", "bench")
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
-    "bundle": {"checkpoint", "graph"},
+    "precision": {"checkpoint", "graph"},
+    "bundle": {"checkpoint", "graph", "precision"},
     "runtime": set(),
     "parity": {"checkpoint", "runtime"},
     "bench": {"runtime"},
