@@ -12,13 +12,14 @@ import onnxruntime
 import pytest
 import torch
 
-from mbexport import export_onnx, manifest
+from mbexport import export_onnx, manifest, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import InputError, PrecisionError
 from mbexport.precision import half
 from tests.checkpoints import (
     EXAMPLE,
+    edit_config,
     edit_tensors,
     save_checkpoint,
     torch_model,
@@ -201,3 +202,22 @@ def test_gentle_checkpoint_is_only_converted(tmp_path: Path) -> None:
     assert max(value["bound"] for value in values) <= half.LIMIT
     names = {tensor.name for tensor in onnx.load(bundle / FP16, load_external_data=False).graph.initializer}
     assert not any(name.endswith(".scale") for name in names)
+
+
+def test_validate_holds_fp16_to_cosine_and_predictions(tmp_path: Path) -> None:
+    bundle = half_bundle(EXAMPLE, tmp_path / "bundle")
+    ensure_half_graph(bundle, "bf16")
+    report = validate(bundle, checkpoint=EXAMPLE, max_length=300)
+    assert report.passed
+    assert report.graphs[2].limits == {"cosine": 0.9999, "agreement": 0.999}
+    assert set(report.skipped) == {"onnx/model_bf16.onnx"}
+
+
+def test_validate_finds_a_fault_of_the_fp16_graph_alone(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")
+    export_onnx(checkpoint, tmp_path / "bundle")
+    edit_config(tmp_path / "bundle", lambda config: config.update(local_attention=126))
+    ensure_half_graph(tmp_path / "bundle", "fp16")
+    report = validate(tmp_path / "bundle", checkpoint=checkpoint, max_length=300)
+    assert [graph.passed for graph in report.graphs] == [True, True, False]
+    assert not report.passed
