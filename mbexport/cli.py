@@ -278,12 +278,10 @@ def _chunks(texts: Iterable[Any]) -> Iterator[list[Any]]:
 def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (results only: nothing to silence)
     """Show what is in BUNDLE."""
     from mbexport import manifest as manifests
-    from mbexport.checkpoint.spec import parse_config
-    from mbexport.files import read_json
+    from mbexport.checkpoint.load import read_bundle_spec
 
     manifest = manifests.read(bundle)
     if as_json:
         click.echo(manifest.to_json().rstrip())
         return
-    spec, _ = parse_config(read_json(bundle / "config.json", BundleError), len(manifest.labels or ()) or None)
-    click.echo(manifest_text(manifest, spec))
+    click.echo(manifest_text(manifest, read_bundle_spec(bundle, manifest)))

@@ -27,6 +27,10 @@ class GraphError(MbexportError):
     """The graph builder broke one of its own invariants: a fault of mbexport's."""
 
 
+class PrecisionError(MbexportError):
+    """A model cannot be computed in the precision that was asked for."""
+
+
 class MissingExtraError(MbexportError):
     """An optional package is needed and not installed."""
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import BundleError
 from mbexport.files import Progress, no_progress, write_atomically
-from mbexport.manifest import Graph, Manifest, read
+from mbexport.manifest import Manifest
 from mbexport.optional import require
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
 from mbexport.texts import Text
@@ -130,7 +130,7 @@ def build_engine(
         builder: ``tensorrt-rtx`` (ahead of time, anywhere), ``tensorrt`` (on the GPU itself) or ``auto``.
         profiles: optimization profiles, e.g. ``1x1:8x512:32x8192``; None for each GPU's default.
         workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
-        keep_fp32: names of what stays in FP32.
+        keep_fp32: parts of the model whose products stay in FP32, e.g. ``layers.0``.
         progress: called as the builders go on.
 
     Returns:
@@ -141,29 +141,15 @@ def build_engine(
             got, or a profile that cannot be; before anything is built.
         EngineError: the builder failed; engines that were finished before stand.
         BundleError: the bundle is damaged or cannot be written.
+        PrecisionError: FP16 cannot hold the model.
         MissingExtraError: the extra ``trt`` or ``tensorrt`` is not installed.
     """
-    from mbexport.checkpoint.spec import parse_config
     from mbexport.engines.build import Options, build_engines
     from mbexport.engines.builders import choose_targets
-    from mbexport.files import read_json
 
-    directory = Path(bundle)
-    manifest = read(directory)
     targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
-    graph = _engine_graph(directory, manifest, precision, keep_fp32)
-    spec, _ = parse_config(read_json(directory / "config.json", BundleError), len(manifest.labels or ()) or None)
-    return build_engines(directory, graph, spec, targets, Options(profiles, workspace), progress)
-
-
-def _engine_graph(bundle: Path, manifest: Manifest, precision: str, keep_fp32: Sequence[str]) -> Graph:
-    """The graph that engines of a precision are built from."""
-    if keep_fp32:
-        raise InputError(f"keep_fp32 names {', '.join(keep_fp32)}, and the graphs of {bundle} are typed already")
-    for graph in manifest.graphs:
-        if (graph.precision, graph.dialect) == (precision, "tensorrt"):
-            return graph
-    raise BundleError(f"{bundle} has no {precision} graph for TensorRT; export the checkpoint again")
+    options = Options(precision, tuple(keep_fp32), profiles, workspace)
+    return build_engines(Path(bundle), targets, options, progress)
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mbexport.bench.report import Report, Row, WorkloadFigures
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.engines.report import EngineReport
-    from mbexport.parity.figures import Figures, ParityReport
+    from mbexport.parity.figures import Figures, GraphParity, ParityReport
 
 # The field of a JSON line that holds an answer which is no object itself.
 ANSWER_FIELD = {"token-classification": "entities", "fill-mask": "masks", "feature-extraction": "embedding"}
@@ -61,12 +61,24 @@ def parity_text(report: ParityReport) -> str:
     header = ("", "rows", "largest error", "of the spread", "cosine", "equal predictions")
     for graph in report.graphs:
         verdict = "passed" if graph.passed else "FAILED"
-        lines.append(f"\n{graph.file}: {verdict}, largest error {graph.overall.max_error:.1e}, limit {graph.limit:.1e}")
+        lines.append(f"\n{graph.file}: {verdict}, {_against_limits(graph)}")
         groups = {"all": graph.overall}
         groups |= {f"length {name}": figures for name, figures in graph.by_length.items()}
         groups |= {f"padding {name}": figures for name, figures in graph.by_padding.items()}
         lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
+    lines += [f"\n{file}: not compared: {reason}" for file, reason in report.skipped.items()]
     return "\n".join(lines)
+
+
+def _against_limits(graph: GraphParity) -> str:
+    """What was asked of a graph, and what was found."""
+    overall, limits = graph.overall, graph.limits
+    if "max_error" in limits:
+        return f"largest error {overall.max_error:.1e}, limit {limits['max_error']:.1e}"
+    parts = [f"cosine {overall.cosine:.6f}, at least {limits['cosine']}"]
+    if "agreement" in limits and overall.agreement is not None:
+        parts.append(f"{100 * overall.agreement:.2f} % equal predictions, at least {100 * limits['agreement']} %")
+    return "; ".join(parts)
 
 
 def _figures_row(name: str, figures: Figures) -> tuple[str, ...]:

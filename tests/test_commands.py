@@ -121,7 +121,7 @@ def test_validate_passes_and_is_recorded(example_bundle: Path, tmp_path: Path) -
     assert "torch's CPU flash kernel" in result.stdout
     checks = manifests.read(bundle).checks
     assert [check.what for check in checks] == ["parity of onnx/model.onnx", "parity of onnx/model_ort.onnx"]
-    assert all(check.passed and check.figures["max_error"] <= check.figures["limit"] for check in checks)
+    assert all(check.passed and check.figures["max_error"] <= check.figures["limits"]["max_error"] for check in checks)
     report = json.loads((bundle / "reports" / "parity.json").read_text())
     assert report == json.loads((tmp_path / "report" / "parity.json").read_text())
     assert set(report["graphs"][0]["by_padding"]) == {"none", "right", "left", "interleaved"}

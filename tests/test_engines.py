@@ -19,13 +19,17 @@ from click.testing import CliRunner, Result
 
 from mbexport import build_engine, export_onnx
 from mbexport import manifest as manifests
+from mbexport.bundle.engine_graph import FP32_FILE
+from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.cli import main
 from mbexport.engines import build as building
 from mbexport.engines.job import Job
 from mbexport.engines.prepare import prepare
 from mbexport.engines.process import run as run_job
-from mbexport.errors import BundleError, EngineError, InputError
+from mbexport.engines.shapes import activation_bytes
+from mbexport.errors import EngineError, InputError
 from mbexport.files import no_progress
+from mbexport.profiles import parse_profile
 from tests.attention_graphs import attention_model, write_attention_graph
 from tests.checkpoints import save_checkpoint
 
@@ -60,12 +64,13 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["trt", *map(str, arguments)])
 
 
-def test_engines_for_three_gpus(bundle: Path) -> None:
+def test_engines_of_the_example_for_three_gpus(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
     result = run(bundle, "--gpu", "t4", "--gpu", "a100", "--gpu", "rtx4090")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert result.stdout.count("fused attention  4 of 4 layers") == 3
-    assert "1 to 32 texts of 1 to 2048 tokens, fastest at 8 x 512; activations " in result.stdout
+    assert result.stdout.count("fused attention  6 of 6 layers") == 3
+    assert "1 to 32 texts of 1 to 8192 tokens, fastest at 8 x 512; activations " in result.stdout
     assert "ahead of time: no GPU can be read on this machine" in result.stdout
     engines = manifests.read(bundle).engines
     assert [(engine.gpu, engine.compute_capability) for engine in engines] == [
@@ -76,13 +81,54 @@ def test_engines_for_three_gpus(bundle: Path) -> None:
         assert engine.file == f"engines/{engine.gpu}-fp16.engine"
         assert (engine.bytes, engine.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert (engine.graph, engine.builder) == ("onnx/model_fp16.onnx", "tensorrt-rtx")
-        assert engine.profile == "1x1:1x128:1x2048,1x1:8x512:32x2048"
+        assert engine.profile == "1x1:1x128:1x8192,1x1:8x512:32x8192"
     assert sorted(path.name for path in (bundle / "engines").iterdir()) == [
         "a100-fp16.engine", "rtx4090-fp16.engine", "t4-fp16.engine",
     ]  # fmt: skip
     shown = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
     assert "engines/t4-fp16.engine: t4 (compute capability 7.5), fp16, tensorrt-rtx " in shown
-    assert "1 text of 1 to 2048 tokens, fastest at 1 x 128" in shown
+    assert "1 text of 1 to 8192 tokens, fastest at 1 x 128" in shown
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("bf16", 6), ("fp32", 0)])
+def test_other_precisions_of_the_example(precision: str, fused: int, example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    (report,) = build_engine(bundle, gpu="l40s", precision=precision)
+    assert sum(row.fused for row in report.attention) == fused
+    assert [graph.precision for graph in manifests.read(bundle).graphs].count(precision) == (
+        3 if precision == "fp32" else 1
+    )
+
+
+def test_parts_kept_in_fp32(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    (half,) = build_engine(bundle, gpu="a10", profiles=SMALL)
+    (mixed,) = build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["head"])
+    assert mixed.engine.sha256 != half.engine.sha256
+    assert mixed.graph_sha256 != half.graph_sha256
+    before = manifests.read(bundle)
+    with pytest.raises(InputError, match=r"'layer\.0'"):
+        build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["layer.0"])
+    assert manifests.read(bundle) == before
+    with pytest.raises(InputError, match="all of an fp32 engine is"):
+        build_engine(bundle, gpu="a10", precision="fp32", keep_fp32=["head"])
+
+
+@pytest.mark.slow
+def test_base_size(tmp_path: Path) -> None:
+    size = {"vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22}
+    size |= {"num_attention_heads": 12, "max_position_embeddings": 8192}
+    export_onnx(save_checkpoint(tmp_path / "checkpoint", **size), tmp_path / "bundle")
+    for report in build_engine(tmp_path / "bundle", gpu=["t4", "a100", "rtx4090"]):
+        assert report.fused_text == "22 of 22 layers"
+        assert report.seconds < 30
+        assert report.peak_bytes is not None
+        assert report.peak_bytes < 3e9
+        for row in report.profiles:
+            assert row.activation_bytes is not None
+            texts, length = parse_profile(row.profile).largest
+            spec = read_bundle_spec(tmp_path / "bundle", manifests.read(tmp_path / "bundle"))
+            assert row.activation_bytes <= activation_bytes(texts, length, spec, "fp16")
 
 
 def test_report(bundle: Path) -> None:
@@ -142,7 +188,6 @@ def test_same_graph_same_engine(bundle: Path) -> None:
         (["--gpu", "k80"], "known are t4, a100"),
         (["--gpu", "auto"], "name the GPU that the engine is for, e.g. --gpu t4"),
         (["--gpu", "a100", "--builder", "tensorrt"], "no GPU can be read on this machine"),
-        (["--gpu", "a100", "--precision", "bf16"], "has no bf16 graph for TensorRT"),
         (["--gpu", "a100", "--profile", "1x1:1x1:1x2049"], "takes at most 2048; end it with x2048 or less"),
         (["--gpu", "a100", "--profile", "8x512"], "expected three"),
         ([], "Missing option '--gpu'"),
@@ -223,13 +268,6 @@ def test_other_commands_entries_are_kept(bundle: Path, monkeypatch: pytest.Monke
     assert len(manifests.read(bundle).engines) == 1
 
 
-def test_keep_fp32_and_missing_graphs(exported: Path, bundle: Path) -> None:
-    with pytest.raises(BundleError, match="has no fp16 graph for TensorRT"):
-        build_engine(exported, gpu="a100")
-    with pytest.raises(InputError, match="keep_fp32 names head"):
-        build_engine(bundle, gpu="a100", keep_fp32=["head"])
-
-
 def test_fp32_attention_is_built_of_several_kernels(exported: Path, tmp_path: Path) -> None:
     bundle = with_graph(exported, tmp_path / "bundle", FUSED, "fp32")
     (report,) = build_engine(bundle, gpu="a100", precision="fp32", profiles=SMALL)
@@ -240,7 +278,7 @@ def test_fp32_attention_is_built_of_several_kernels(exported: Path, tmp_path: Pa
 def test_builder_refuses_fp32_for_turing_too(exported: Path, tmp_path: Path) -> None:
     """What the GPU table says before a build is what the builder would say."""
     bundle = with_graph(exported, tmp_path / "bundle", FUSED, "fp32")
-    source = prepare(bundle / "onnx" / "model_fp32.onnx", [True, False, False, True])
+    source = prepare(bundle / FP32_FILE, [True, False, False, True])
     names = tuple(node.name for node in source.attention)
     job = Job("tensorrt-rtx", (7, 5), str(source.path), tuple(SMALL), names, None, None, str(tmp_path / "engine"))
     with pytest.raises(EngineError, match="FP32 GEMM is not supported"):

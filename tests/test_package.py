@@ -17,12 +17,13 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "bundle", "engines", "runtime", "parity", "bench")
+STAGES = ("checkpoint", "graph", "precision", "bundle", "engines", "runtime", "parity", "bench")
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
-    "bundle": {"checkpoint", "graph"},
-    "engines": {"checkpoint", "graph", "bundle"},
+    "precision": {"checkpoint", "graph"},
+    "bundle": {"checkpoint", "graph", "precision"},
+    "engines": {"checkpoint", "graph", "precision", "bundle"},
     "runtime": set(),
     "parity": {"checkpoint", "runtime"},
     "bench": {"runtime"},

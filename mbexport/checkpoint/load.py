@@ -16,14 +16,16 @@ from mbexport.checkpoint.sentence_config import (
     MODULES,
     SETTINGS,
     DenseSpec,
+    SentenceSpec,
     parse_sentence,
     read_modules,
     with_cross_encoder,
 )
 from mbexport.checkpoint.spec import ModelSpec, parse_config
 from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors, read_tensors
-from mbexport.errors import CheckpointError
+from mbexport.errors import BundleError, CheckpointError
 from mbexport.files import read_json
+from mbexport.manifest import Manifest
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -90,10 +92,11 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
     shape = weights.shape("classifier.weight")
     settings = _find(directories, SETTINGS)
     config = with_cross_encoder(config, read_json(settings, CheckpointError) if settings else {})
-    spec, notes = parse_config(config, shape[0] if shape else None)
     modules = _find(directories, MODULES)
-    if modules is not None:
-        spec = _with_sentence(modules.parent, spec, weights)
+    home = modules.parent if modules else directories[0]
+    spec, notes = read_spec(home, config, shape[0] if shape else None)
+    if spec.sentence is not None:
+        _give_dense(home, spec.sentence, weights)
     if spec.head is not None and spec.head.tied:
         weights.drop_tied(f"{spec.head.last_layer}.weight", EMBEDDINGS)
     expected = expected_tensors(spec)
@@ -142,16 +145,40 @@ def _find(directories: tuple[Path, ...], name: str) -> Path | None:
     return next((path / name for path in directories if (path / name).is_file()), None)
 
 
-def _with_sentence(directory: Path, spec: ModelSpec, weights: Weights) -> ModelSpec:
-    """The model with the sentence-transformers pipeline that follows it, where there is one."""
-    modules = read_modules(directory)
+def read_spec(directory: Path, config: dict[str, Any], classifier_rows: int | None) -> tuple[ModelSpec, list[str]]:
+    """The model that a checkpoint's directory (or a bundle's) describes, and a sentence for every guess it took.
+
+    Args:
+        directory: where modules.json is, if the model is a sentence-transformers pipeline.
+        config: the parsed config.json.
+        classifier_rows: outputs of the classifier, where that is known.
+
+    Raises:
+        CheckpointError: what is not supported.
+    """
+    spec, notes = parse_config(config, classifier_rows)
+    modules = read_modules(directory) if (directory / MODULES).is_file() else None
     if modules is None:
-        return spec
+        return spec, notes
     if spec.head is not None:
         raise CheckpointError(
             f"{directory / MODULES} lists modules after a {spec.task} head, expected a bare ModernBertModel"
         )
-    sentence = parse_sentence(directory, modules, spec.hidden_size)
+    return dataclasses.replace(spec, sentence=parse_sentence(directory, modules, spec.hidden_size)), notes
+
+
+def read_bundle_spec(bundle: Path, manifest: Manifest) -> ModelSpec:
+    """The model that a bundle holds.
+
+    Raises:
+        BundleError: config.json is missing or damaged.
+        CheckpointError: it was edited into something that is not supported.
+    """
+    return read_spec(bundle, read_json(bundle / "config.json", BundleError), len(manifest.labels or ()) or None)[0]
+
+
+def _give_dense(directory: Path, sentence: SentenceSpec, weights: Weights) -> None:
+    """Add the weights of a pipeline's dense layers, which lie in folders of their own."""
     for step in sentence.steps:
         if isinstance(step, DenseSpec):
             file = directory / step.folder / "model.safetensors"
@@ -162,7 +189,6 @@ def _with_sentence(directory: Path, spec: ModelSpec, weights: Weights) -> ModelS
             weights.further_files.append(file)
             for name, array in read_tensors(file).items():
                 weights.give(f"{step.folder}.{name}", array)
-    return dataclasses.replace(spec, sentence=sentence)
 
 
 def _max_length(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:

@@ -10,7 +10,8 @@ from itertools import chain, combinations
 from pathlib import Path
 
 from mbexport import manifest as manifests
-from mbexport.checkpoint.spec import ModelSpec
+from mbexport.bundle.engine_graph import ensure_engine_graph
+from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.engines.builders import Target
 from mbexport.engines.job import Built, Job
 from mbexport.engines.prepare import AttentionNode, ParserInput, prepare
@@ -27,48 +28,58 @@ from mbexport.profiles import Profile, profiles_text
 class Options:
     """What is common to all engines of a call.
 
-    ``profiles``: texts of profiles, None for each GPU's default; ``workspace``: MiB, None for the builder's default.
+    Attributes:
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        keep_fp32: parts of a half-precision graph whose products stay in FP32.
+        profiles: texts of profiles; None for each GPU's default.
+        workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
     """
 
+    precision: str
+    keep_fp32: tuple[str, ...] = ()
     profiles: Sequence[str] | None = None
     workspace: int | None = None
 
 
 def build_engines(
-    bundle: Path, graph: Graph, spec: ModelSpec, targets: Sequence[Target], options: Options, progress: Progress
+    bundle: Path, targets: Sequence[Target], options: Options, progress: Progress
 ) -> tuple[EngineReport, ...]:
     """Build an engine for each target; each stands in the bundle before the next is begun.
 
     Args:
-        bundle: the bundle.
-        graph: the graph to build from, the manifest's entry.
-        spec: the model.
+        bundle: the bundle; gets the graph that engines are built from, too, where it has none.
         targets: GPUs and builders, checked.
-        options: shapes and memory.
-        progress: called as the builders go on, over all engines.
+        options: precision, shapes and memory.
+        progress: called as the graph is written and the builders go on, over all of it.
 
     Raises:
-        BundleError: the graph is damaged, or the bundle cannot be written.
-        InputError: a profile that cannot be.
+        BundleError: the bundle is damaged, or cannot be written.
+        InputError: a profile, or a part to keep in FP32, that cannot be.
+        PrecisionError: FP16 cannot hold the model.
         EngineError: a builder failed; earlier engines of this call stand.
     """
-    max_length = manifests.read(bundle).max_length
-    chosen = None if options.profiles is None else chosen_profiles(options.profiles, max_length, bundle)
+    manifest = manifests.read(bundle)
+    spec = read_bundle_spec(bundle, manifest)
+    chosen = None if options.profiles is None else chosen_profiles(options.profiles, manifest.max_length, bundle)
+    parts = len(targets) + 1
+    graph = ensure_engine_graph(
+        bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")
+    )
     source = prepare(bundle / graph.file, spec.layer_is_global)
     reports = []
-    for number, target in enumerate(targets):
-        profiles = chosen or default_profiles(target.gpu, spec, max_length, graph.precision)
+    for number, target in enumerate(targets, start=1):
+        profiles = chosen or default_profiles(target.gpu, spec, manifest.max_length, graph.precision)
         build = _Build(target, graph, source, profiles, options.workspace)
         try:
-            reports.append(build.into(bundle, _part(progress, number, len(targets), target.gpu.name)))
+            reports.append(build.into(bundle, _part(progress, number, parts, target.gpu.name)))
         except OSError as cause:
             raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
-        progress(number + 1, len(targets), "")
+        progress(number + 1, parts, "")
     return tuple(reports)
 
 
 def _part(progress: Progress, number: int, total: int, name: str) -> Progress:
-    """Progress of one engine as its part of all."""
+    """Progress of the graph, or of one engine, as its part of all."""
 
     def show(done: int, of: int, what: str) -> None:
         progress(number * of + done, total * of, f"{name}: {what}")

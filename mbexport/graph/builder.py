@@ -28,6 +28,7 @@ class GraphBuilder:
 
     def __init__(self, weights: Mapping[str, ir.TensorProtocol]) -> None:
         self._weights = weights
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._main = self._tape = Tape()  # what is recorded into; the main one keeps all weights and constants
         self._scopes: list[str] = []
         self._names: set[str] = set()
@@ -117,6 +118,21 @@ class GraphBuilder:
         """Whether :meth:`weight` has a tensor of that name (biases are optional)."""
         return name in self._weights
 
+    def cast(self, x: ir.Value, to: ir.DataType) -> ir.Value:
+        """``x`` as another element type: cast once, and not at all back to the type that it came from."""
+        if element_type(x) == to:
+            return x
+        if (x, to) not in self._casts:
+            y = typed(self.op("Cast", x, name=f"{_last(x)}_{to.name.lower()}", to=to), to)
+            self._casts[x, to] = y
+            if to == ir.DataType.FLOAT:  # nothing was lost
+                self._casts[y, element_type(x)] = x
+        return self._casts[x, to]
+
+    def widen(self, x: ir.Value) -> ir.Value:
+        """``x`` as float32."""
+        return self.cast(x, ir.DataType.FLOAT)
+
     def ints(self, *values: int) -> ir.Value:
         """An int64 vector, shape [len(values)]; equal ones are shared."""
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
@@ -166,3 +182,20 @@ class GraphBuilder:
             name=graph_name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version)
+
+
+def element_type(value: ir.Value) -> ir.DataType:
+    """Of a floating-point value: float32 unless another was noted on it."""
+    return value.dtype or ir.DataType.FLOAT
+
+
+def typed(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """``value``, its element type noted on it; float32 goes without saying."""
+    if dtype != ir.DataType.FLOAT:
+        value.dtype = dtype
+    return value
+
+
+def _last(value: ir.Value) -> str:
+    """The last part of a value's name."""
+    return (value.name or "").rsplit("/", 1)[-1]

@@ -9,13 +9,18 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.dialect import Dialect
+from mbexport.graph.engine import EngineDialect
 from mbexport.graph.fused import FusedDialect
 from mbexport.graph.heads import add_head, add_selecting_head
-from mbexport.graph.layers import layer_norm, linear
+from mbexport.graph.layers import embed, layer_norm, linear, scaled
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
 
-DIALECTS: dict[str, type[Dialect]] = {"portable": PortableDialect, "onnxruntime": FusedDialect}
+DIALECTS: dict[str, type[Dialect]] = {
+    "portable": PortableDialect,
+    "onnxruntime": FusedDialect,
+    "tensorrt": EngineDialect,
+}
 
 
 def build_graph(
@@ -31,9 +36,11 @@ def build_graph(
     Inputs ``input_ids`` and ``attention_mask``, int64 [batch, sequence]; outputs as the
     model's head declares them.
 
+    Matrix products have the element types of their weights; everything between them is float32.
+
     Args:
         spec: the model.
-        weights: its tensors, prepared by ``mbexport.bundle.weights``.
+        weights: its tensors, prepared by ``mbexport.bundle``.
         dialect: a key of DIALECTS.
         producer_version: written into the model.
         selects_tokens: outputs of chosen tokens only, whose places are a third input.
@@ -60,19 +67,19 @@ def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, input_ids: ir.Val
     Pre-norm: each block reads the norm of the residual stream and adds to the stream.
     """
     with b.scope("embeddings"):
-        tokens = b.op("Gather", b.weight("embeddings.tok_embeddings.weight"), input_ids, name="tok_embeddings")
-        hidden = layer_norm(b, tokens, "embeddings.norm", spec.norm_eps)
+        hidden = layer_norm(b, embed(b, input_ids), "embeddings.norm", spec.norm_eps)
     for number, is_global in enumerate(spec.layer_is_global):
         path = f"layers.{number}"
         with b.scope(path):
             # The first layer's attention has no norm of its own: the embeddings' norm serves it.
             normed = layer_norm(b, hidden, f"{path}.attn_norm", spec.norm_eps) if number else hidden
             with b.scope("attn"):
+                normed = scaled(b, normed, f"{path}.attn.in")
                 q, k, v = (linear(b, normed, f"{path}.attn.{name}") for name in ("Wq", "Wk", "Wv"))
                 attended = linear(b, dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.Wo")
             hidden = b.op("Add", hidden, attended, name="attn_residual")
             normed = layer_norm(b, hidden, f"{path}.mlp_norm", spec.norm_eps)
             with b.scope("mlp"):
-                update = gated_mlp(b, normed, f"{path}.mlp", spec.activation)
+                update = gated_mlp(b, scaled(b, normed, f"{path}.mlp.in"), f"{path}.mlp", spec.activation)
             hidden = b.op("Add", hidden, update, name="mlp_residual")
     return layer_norm(b, hidden, "final_norm", spec.norm_eps)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
-from mbexport.graph.windows import BlockSizes, any_false, build_windows, mask_bias
+from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind, mask_bias
 
 # What the mask channel of a padded key holds. Every score against it is this times the
 # attention scale: far below any real score, and finite.
@@ -38,7 +38,7 @@ class FusedDialect:
             with b.scope("local_attention"):
                 self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
                 self._several = b.op("Squeeze", self._windows.several, b.ints(0), name="several")
-                blind = self._windows.blind
+                blind = self._blind = find_blind(b, self._windows, attention_mask, spec)
                 self._any_blind = None if blind is None else any_false(b, blind.sees, "any_blind")
         if spec.has_global:
             with b.scope("global_attention"):
@@ -89,7 +89,7 @@ class FusedDialect:
                 lambda: self._attend(q, k, v, self._bias),
                 name="out",
             )
-        blind = self._windows.blind
+        blind = self._blind
         if blind is None or self._any_blind is None:
             return self._local(q, k, v)
         return b.choose(

@@ -7,12 +7,13 @@ import onnx_ir as ir
 from mbexport.checkpoint.head_config import HeadSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
-from mbexport.graph.builder import Dim, GraphBuilder
-from mbexport.graph.layers import activation, layer_norm, linear
+from mbexport.graph.builder import Dim, GraphBuilder, element_type
+from mbexport.graph.layers import activation, exact_linear, layer_norm, linear, product, scaled
 from mbexport.graph.pooling import pool
 from mbexport.graph.sentence import add_sentence_outputs
 
 TOKENS: list[Dim] = ["batch", "sequence"]
+MOST_EXACT = 64  # outputs of a last layer that is float32 in a half-precision graph
 
 
 def add_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value, attention_mask: ir.Value) -> None:
@@ -59,21 +60,33 @@ def add_selecting_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value) -> No
     b.output(logits, "logits", ir.DataType.FLOAT, ["selected", spec.head.outputs])
 
 
+def is_exact(head: HeadSpec) -> bool:
+    """Whether the last layer stays float32 in a half-precision graph; a vocabulary of outputs does not."""
+    return not head.tied and head.outputs <= MOST_EXACT
+
+
 def _predict(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) -> ir.Value:
     """x [..., hidden] -> dense -> activation -> norm -> last layer [..., outputs]."""
     with b.scope("head"):
-        dense = activation(b, linear(b, x, "head.dense"), head.activation)
+        dense = activation(b, linear(b, scaled(b, x, "head.in"), "head.dense"), head.activation)
         normed = layer_norm(b, dense, "head.norm", spec.norm_eps)
-    if not head.tied:
-        return linear(b, normed, head.last_layer)
-    with b.scope(head.last_layer):
-        return _tied_linear(b, spec, head, normed)
+    if head.tied:
+        with b.scope(head.last_layer):
+            return _tied_linear(b, spec, head, normed)
+    if element_type(b.weight("head.dense.weight")) != ir.DataType.FLOAT and is_exact(head):
+        return exact_linear(b, normed, head.last_layer)
+    return linear(b, scaled(b, normed, f"{head.last_layer}.in"), head.last_layer)
 
 
 def _tied_linear(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) -> ir.Value:
     """x @ embeddings^T (+ bias), the embedding matrix read as it is stored, [vocabulary, hidden]."""
     rows = b.op("Reshape", x, b.ints(-1, spec.hidden_size), name="rows")
-    operands = [rows, b.weight(EMBEDDINGS)] + ([b.weight(f"{head.last_layer}.bias")] if head.last_bias else [])
-    logits = b.op("Gemm", *operands, name="tied", transB=1)
+    table = b.weight(EMBEDDINGS)
+    bias = [b.weight(f"{head.last_layer}.bias")] if head.last_bias else []
+    if element_type(table) == ir.DataType.FLOAT:
+        logits = b.op("Gemm", rows, table, *bias, name="tied", transB=1)
+    else:
+        logits = scaled(b, product(b, "Gemm", rows, table, name="tied", transB=1), "embeddings")
+        logits = b.op("Add", logits, *bias, name="tied_bias") if bias else logits
     leading = b.op("Shape", x, name="leading", start=0, end=-1)
     return b.op("Reshape", logits, b.op("Concat", leading, b.ints(-1), name="shape", axis=0), name="logits")

@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
+from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import GraphError
-from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.builder import GraphBuilder, element_type, typed
+
+
+def scaled(b: GraphBuilder, x: ir.Value, site: str) -> ir.Value:
+    """x times the factors that were prepared for ``site``, where there are any; float32, the shape stays.
+
+    Factors are powers of two that keep half-precision values in range, and have their
+    reciprocals in the weights beside them: the model stays exactly what it was.
+    """
+    if not b.has_weight(f"{site}.scale"):
+        return x
+    return b.op("Mul", x, b.weight(f"{site}.scale"), name=f"{site.rsplit('.', 1)[-1]}_scaled")
+
+
+def product(b: GraphBuilder, op_type: str, x: ir.Value, weight: ir.Value, *, name: str, **attributes: Any) -> ir.Value:
+    """A matrix product in the element type of its weight; x and the result are float32."""
+    dtype = element_type(weight)
+    return b.widen(typed(b.op(op_type, b.cast(x, dtype), weight, name=name, **attributes), dtype))
+
+
+def embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
+    """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
+    table = b.weight(EMBEDDINGS)
+    rows = b.op("Gather", table, input_ids, name="tok_embeddings")
+    return scaled(b, b.widen(typed(rows, element_type(table))), "embeddings")
 
 
 def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-    """``x @ weight (+ bias)``; x [..., in] -> [..., out].
+    """``x @ weight (+ bias)``; float32 [..., in] -> float32 [..., out].
 
     The weight was stored transposed, [in, out], as ONNX MatMul multiplies it.
     """
     name = path.rsplit(".", 1)[-1]
-    y = b.op("MatMul", x, b.weight(f"{path}.weight"), name=name)
+    y = scaled(b, product(b, "MatMul", x, b.weight(f"{path}.weight"), name=name), path)
+    if b.has_weight(f"{path}.bias"):
+        y = b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias")
+    return y
+
+
+def exact_linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+    """As :func:`linear`, in float32 without a matrix product: not every GPU has one (Turing under TensorRT-RTX).
+
+    For a few outputs: the products of one stand in memory before they are summed.
+    """
+    name = path.rsplit(".", 1)[-1]
+    products = b.op(
+        "Mul", b.op("Unsqueeze", x, b.ints(-1), name=f"{name}_column"), b.weight(f"{path}.weight"), name=name
+    )
+    y = b.op("ReduceSum", products, b.ints(-2), name=f"{name}_sum", keepdims=0)
     if b.has_weight(f"{path}.bias"):
         y = b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias")
     return y

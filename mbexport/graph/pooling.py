@@ -28,7 +28,7 @@ def pool(b: GraphBuilder, hidden: ir.Value, attention_mask: ir.Value, kind: str)
         return b.op("GatherND", hidden, _edge(b, attention_mask, last=True), name="last_token", batch_dims=1)
     if kind == "max":
         column = b.op("Unsqueeze", attention_mask, b.ints(2), name="real_column")
-        masked = b.op("Where", column, hidden, b.constant("masked_bias", np.float32(MASKED)), name="masked_tokens")
+        masked = b.op("Where", column, hidden, b.constant("lowest", np.float32(MASKED)), name="masked_tokens")
         return b.op("ReduceMax", masked, b.ints(1), name="max", keepdims=0)
     weights = b.op("Cast", attention_mask, name="token_weights", to=ir.DataType.FLOAT)  # [batch, sequence]
     if kind == "weighted_mean":

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
-from mbexport.graph.windows import BlockSizes, build_windows, mask_bias
+from mbexport.graph.windows import BlockSizes, build_windows, find_blind, mask_bias
 
 RopeTables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
 SIZES = BlockSizes(queries=128, most_alone=128)
@@ -28,6 +28,7 @@ class PortableDialect:
             with b.scope("local_attention"):
                 self._rope[False] = self._build_rope("local", attention_mask)
                 self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.num_heads, spec.head_dim))
+                self._blind = find_blind(b, self._windows, attention_mask, spec)
         if spec.has_global:
             with b.scope("global_attention"):
                 self._rope[True] = self._build_rope("global", attention_mask)
@@ -61,7 +62,7 @@ class PortableDialect:
         windows = self._windows
         blocks = windows.queries(b, q), windows.keys(b, k, "k"), windows.keys(b, v, "v")
         attended = windows.join(b, self._softmax_attention(*blocks, windows.bias))
-        return attended if windows.blind is None else windows.blind.fill(b, attended, values)
+        return attended if self._blind is None else self._blind.fill(b, attended, values)
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
         """Rotary positions: x * [cos, cos] + [second, first] * [-sin, sin]; x [batch, sequence, heads, size]."""

@@ -20,9 +20,12 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.builder import GraphBuilder, typed
 
-MASKED = float(np.finfo(np.float32).min)  # finite: a row with nothing to see stays a number
+# What masked scores get added. Finite: a row with nothing to see stays a number. In half precision a
+# score of up to 2**15 either way may stand beside it.
+MASKED = float(np.finfo(np.float32).min)
+MASKED_HALF = -(2.0**15)
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,19 @@ class Windows:
 
     several: bool [1], whether the text has more than one block. query_positions
     [blocks * block], key_positions [blocks * span], order [sequence]: int64 positions to gather.
-    bias [batch * blocks, 1, block, span]: 0 where a query sees a key, else MASKED. The shapes
-    are targets of reshapes. blind: None where nothing reads what a blind query becomes.
+    seen, bool [batch * blocks, 1, block, span]: whether a query sees a key; bias: the same as
+    what is added to scores. The shapes are targets of reshapes.
     """
 
     several: ir.Value
     query_positions: ir.Value
     key_positions: ir.Value
     order: ir.Value
+    seen: ir.Value
     bias: ir.Value
     query_shape: ir.Value
     key_shape: ir.Value
     joined_shape: ir.Value
-    blind: BlindQueries | None
 
     def queries(self, b: GraphBuilder, x: ir.Value) -> ir.Value:
         """x [batch, sequence, ...] -> [batch * blocks, block, ...]."""
@@ -92,7 +95,11 @@ class BlindQueries:
 
 
 def build_windows(
-    b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, sizes: BlockSizes, trailing: tuple[int, ...]
+    b: GraphBuilder,
+    attention_mask: ir.Value,
+    spec: ModelSpec,
+    sizes: BlockSizes,
+    trailing: tuple[int, ...],
 ) -> Windows:
     """The positions and the mask of all blocks, computed once per call.
 
@@ -133,25 +140,102 @@ def build_windows(
         query_positions=b.op("Min", tokens, last, name="query_positions"),
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         order=_range(b, length, "order"),
+        seen=seen,
         bias=mask_bias(b, seen),
         query_shape=b.op("Concat", b.ints(-1), block, b.ints(*trailing), name="query_shape", axis=0),
         key_shape=b.op("Concat", b.ints(-1), span, b.ints(*trailing), name="key_shape", axis=0),
         joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
-        blind=_find_blind(b, seen, batch, length) if _pools_first_position(spec) else None,
     )
 
 
-def _pools_first_position(spec: ModelSpec) -> bool:
-    """Whether the model reads position 0 of a text even where padding stands there."""
-    return spec.head is not None and spec.head.pooling == "cls" and spec.head.task == "text-classification"
+@dataclass(frozen=True)
+class FixedWindows:
+    """Blocks of one size, known beforehand, whatever the length: a short text fills a part of one.
+
+    query_positions [blocks * block] and key_positions [blocks * span]: int64 positions to gather.
+    bias [batch * blocks, 1, block, span], what is added to scores. length: int64 [1].
+    """
+
+    block: int
+    span: int
+    width: int
+    query_positions: ir.Value
+    key_positions: ir.Value
+    bias: ir.Value
+    joined_shape: ir.Value
+    length: ir.Value
+
+    def queries(self, b: GraphBuilder, x: ir.Value) -> ir.Value:
+        """x [batch, sequence, hidden] -> [batch * blocks, block, hidden]."""
+        gathered = b.op("Gather", x, self.query_positions, name="q_gathered", axis=1)
+        return b.op("Reshape", gathered, b.ints(-1, self.block, self.width), name="q_blocks")
+
+    def keys(self, b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+        """x [batch, sequence, hidden] -> [batch * blocks, span, hidden]."""
+        gathered = b.op("Gather", x, self.key_positions, name=f"{name}_gathered", axis=1)
+        return b.op("Reshape", gathered, b.ints(-1, self.span, self.width), name=f"{name}_blocks")
+
+    def join(self, b: GraphBuilder, attended: ir.Value) -> ir.Value:
+        """Blocks of queries [batch * blocks, block, hidden] -> [batch, sequence, hidden]."""
+        rows = b.op("Reshape", attended, self.joined_shape, name="joined_blocks")
+        return b.op("Slice", rows, b.ints(0), self.length, b.ints(1), name="joined")
 
 
-def _find_blind(b: GraphBuilder, seen: ir.Value, batch: ir.Value, length: ir.Value) -> BlindQueries:
-    """seen: bool [batch * blocks, 1, block, span]."""
-    numbers = b.op("Cast", seen, name="seen_numbers", to=ir.DataType.FLOAT)
+def build_fixed_windows(
+    b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, block: int, dtype: ir.DataType
+) -> FixedWindows:
+    """The positions and the mask of all blocks, computed once per call.
+
+    Args:
+        b: the graph.
+        attention_mask: bool [batch, sequence], true for real tokens.
+        spec: the model.
+        block: queries of a block.
+        dtype: element type of the bias.
+    """
+    span = block + 2 * spec.half_window
+    queries, keys = np.arange(block), np.arange(span) - spec.half_window
+    batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)
+    length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+    last = b.op("Sub", length, b.ints(1), name="last")
+    blocks = b.op("Div", b.op("Add", length, b.ints(block - 1), name="rounded"), b.ints(block), name="blocks")
+    starts = b.op("Mul", _range(b, blocks, "block_numbers"), b.ints(block), name="starts")
+    starts = b.op("Unsqueeze", starts, b.ints(1), name="starts_column")  # [blocks, 1]
+
+    rows = b.op("Add", starts, b.constant("query_offsets", queries), name="query_rows")
+    query_positions = b.op("Reshape", b.op("Min", rows, last, name="query_clipped"), b.ints(-1), name="query_positions")
+    wanted = b.op("Add", starts, b.constant("key_offsets", keys), name="wanted")
+    clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), b.ints(0), name="clipped")  # [blocks, span]
+    real = b.op("Gather", attention_mask, clipped, name="real", axis=1)  # [batch, blocks, span]
+    usable = b.op("And", real, b.op("Equal", wanted, clipped, name="inside"), name="usable")
+    usable = b.op("Reshape", usable, b.ints(-1, 1, 1, span), name="usable_rows")
+    band = b.constant("band", np.abs(queries[:, None] - keys) <= spec.half_window)  # [block, span]
+    return FixedWindows(
+        block=block,
+        span=span,
+        width=spec.hidden_size,
+        query_positions=query_positions,
+        key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
+        bias=mask_bias(b, b.op("And", usable, band, name="seen"), dtype),
+        joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
+        length=length,
+    )
+
+
+def find_blind(b: GraphBuilder, windows: Windows, attention_mask: ir.Value, spec: ModelSpec) -> BlindQueries | None:
+    """The queries that see nothing; None where the model never reads what they become.
+
+    Only a classifier that pools the first position does, be it padding or not.
+    """
+    if spec.head is None or spec.head.pooling != "cls" or spec.head.task != "text-classification":
+        return None
+    numbers = b.op("Cast", windows.seen, name="seen_numbers", to=ir.DataType.FLOAT)
     any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
-    rows = b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0)
-    by_text = b.op("Reshape", any_seen, rows, name="seen_rows")
+    batch = b.op("Shape", attention_mask, name="seen_batch", start=0, end=1)
+    length = b.op("Shape", attention_mask, name="seen_length", start=1, end=2)
+    by_text = b.op(
+        "Reshape", any_seen, b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0), name="seen_rows"
+    )
     sighted = b.op("Slice", by_text, b.ints(0), length, b.ints(1), name="sighted")
     return BlindQueries(b.op("Cast", sighted, name="sees", to=ir.DataType.BOOL))
 
@@ -170,12 +254,14 @@ def any_false(b: GraphBuilder, flags: ir.Value, name: str) -> ir.Value:
         return b.op("Not", b.op("Cast", least, name="all", to=ir.DataType.BOOL), name="any_false")
 
 
-def mask_bias(b: GraphBuilder, seen: ir.Value) -> ir.Value:
-    """bool -> float32 of the same shape: 0 where true, MASKED where false."""
-    return b.op(
+def mask_bias(b: GraphBuilder, seen: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    """bool -> ``dtype`` of the same shape: 0 where true, MASKED (in half precision MASKED_HALF) where false."""
+    masked = MASKED if dtype == ir.DataType.FLOAT else MASKED_HALF
+    bias = b.op(
         "Where",
         seen,
-        b.constant("seen_bias", np.float32(0)),
-        b.constant("masked_bias", np.float32(MASKED)),
+        b.constant(f"seen_bias_{dtype.name.lower()}", np.array(0, dtype.numpy())),
+        b.constant(f"masked_bias_{dtype.name.lower()}", np.array(masked, dtype.numpy())),
         name="bias",
     )
+    return typed(bias, dtype)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ BUCKETS = (65, 128, 256, 512, 1024, 2048, 4096, 8192, 2**24)
 # Largest error of an FP32 graph: this share of the reference's spread, and no less than the
 # rounding of values near 1 after some twenty layers.
 RELATIVE_LIMIT, ABSOLUTE_LIMIT = 2e-5, 1e-5
+
+# Least cosine and least share of equal predictions of a half-precision graph. Rounding the weights of
+# a deep model to FP16 moves its logits by 1e-3 to 1e-2 of their spread, whatever computes them.
+LEAST_COSINE, LEAST_AGREEMENT = 0.9999, 0.999
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class GraphParity:
-    """One graph against the reference: over all, by length and by padding."""
+    """One graph against the reference: over all, by length and by padding.
+
+    ``limits``: what was asked of ``overall``: of an FP32 graph the largest ``max_error``, of one in
+    half precision the least ``cosine`` and, where predictions are made, the least ``agreement``.
+    """
 
     file: str
     passed: bool
-    limit: float
+    limits: dict[str, float]
     spread: float
     overall: Figures
     by_length: dict[str, Figures]
@@ -55,7 +64,8 @@ class GraphParity:
 class ParityReport:
     """What ``validate`` found.
 
-    ``longest``: tokens of the longest input; ``recorded``: whether the bundle could be written to.
+    ``longest``: tokens of the longest input; ``skipped``: graphs that were not compared, and why;
+    ``recorded``: whether the bundle could be written to.
     """
 
     passed: bool
@@ -63,6 +73,7 @@ class ParityReport:
     texts: str
     longest: int
     graphs: tuple[GraphParity, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
     recorded: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,15 +91,28 @@ class _Row:
     found: FloatArray
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What graph and reference are.
+
+    predicts: what a prediction is: ``outputs`` (the largest of a unit), ``units`` (the largest of
+    each output over a text's units, as for spans), None for none. reference_error: what the
+    reference itself may be off (FlashAttention runs in FP16). is_half: whether the graph computes
+    in half precision.
+    """
+
+    predicts: str | None = None
+    reference_error: float = 0.0
+    is_half: bool = False
+
+
 def compare(
     file: str,
     cases: Sequence[Case],
     places: Sequence[IntArray | None],
     expected: Sequence[FloatArray],
     found: Sequence[FloatArray],
-    *,
-    predicts: str | None,
-    reference_error: float = 0.0,
+    terms: Terms,
 ) -> GraphParity:
     """Compare a graph's outputs with the reference's.
 
@@ -99,31 +123,43 @@ def compare(
             None where a unit is a text.
         expected: the reference's outputs of each case, [units, outputs].
         found: the graph's.
-        predicts: what a prediction is: ``outputs`` (the largest of a unit), ``units`` (the
-            largest of each output over a text's units, as for spans), None for none.
-        reference_error: what the reference itself may be off (FlashAttention runs in FP16).
+        terms: of the comparison.
     """
     groups = zip(cases, places, expected, found, strict=True)
     rows = [row for case, units, e, f in groups for row in _rows(case, units, e, f)]
     spread = max(float(row.expected.max()) for row in rows) - min(float(row.expected.min()) for row in rows)
-    limit = max(ABSOLUTE_LIMIT, RELATIVE_LIMIT * spread) + reference_error
-    overall = _figures(rows, spread, predicts)
+    overall = _figures(rows, spread, terms.predicts)
+    if terms.is_half:
+        limits = {"cosine": LEAST_COSINE} | ({} if overall.agreement is None else {"agreement": LEAST_AGREEMENT})
+    else:
+        limits = {"max_error": max(ABSOLUTE_LIMIT, RELATIVE_LIMIT * spread) + terms.reference_error}
     return GraphParity(
         file=file,
-        passed=bool(overall.max_error <= limit),  # False for NaN too
-        limit=limit,
+        passed=_within(overall, limits),
+        limits=limits,
         spread=spread,
         overall=overall,
         by_length={
-            f"{low + 1}-{high}": _figures(chosen, spread, predicts)
+            f"{low + 1}-{high}": _figures(chosen, spread, terms.predicts)
             for low, high in zip((0, *BUCKETS), BUCKETS, strict=False)
             if (chosen := [row for row in rows if low < row.length <= high])
         },
         by_padding={
-            padding: _figures(chosen, spread, predicts)
+            padding: _figures(chosen, spread, terms.predicts)
             for padding in PADDINGS
             if (chosen := [row for row in rows if row.padding == padding])
         },
+    )
+
+
+def _within(overall: Figures, limits: dict[str, float]) -> bool:
+    """Every comparison is False for NaN."""
+    agreement = 1.0 if overall.agreement is None else overall.agreement
+    return (
+        math.isfinite(overall.max_error)
+        and overall.max_error <= limits.get("max_error", math.inf)
+        and overall.cosine >= limits.get("cosine", -math.inf)
+        and agreement >= limits.get("agreement", 0.0)
     )
 
 

@@ -13,7 +13,7 @@ from mbexport.checkpoint.spec import parse_config
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.fused import SIZES as FUSED_SIZES
 from mbexport.graph.portable import SIZES as PORTABLE_SIZES
-from mbexport.graph.windows import BlockSizes, any_false, build_windows
+from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind
 
 
 def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[str, np.ndarray]:
@@ -23,15 +23,16 @@ def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[st
     b = GraphBuilder({})
     attention_mask = b.input("mask", ir.DataType.BOOL, ["batch", "sequence"])
     windows = build_windows(b, attention_mask, spec, sizes, (spec.hidden_size,))
-    assert windows.blind is not None
+    blind = find_blind(b, windows, attention_mask, spec)
+    assert blind is not None
     outputs = {
         "several": (windows.several, ir.DataType.BOOL, [1]),
         "query_positions": (windows.query_positions, ir.DataType.INT64, ["q"]),
         "key_positions": (windows.key_positions, ir.DataType.INT64, ["k"]),
         "order": (windows.order, ir.DataType.INT64, ["sequence"]),
         "bias": (windows.bias, ir.DataType.FLOAT, ["rows", 1, "block", "span"]),
-        "sees": (windows.blind.sees, ir.DataType.BOOL, ["batch", "sequence", 1]),
-        "any_blind": (any_false(b, windows.blind.sees, "any_blind"), ir.DataType.BOOL, []),
+        "sees": (blind.sees, ir.DataType.BOOL, ["batch", "sequence", 1]),
+        "any_blind": (any_false(b, blind.sees, "any_blind"), ir.DataType.BOOL, []),
     }
     for name, (value, dtype, shape) in outputs.items():
         b.output(value, name, dtype, shape)

@@ -1,0 +1,61 @@
+"""The graph that engines of a precision are built from: attention as one operator, blocks of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mbexport import manifest as manifests
+from mbexport.bundle.half import DIALECT, ensure_half_graph
+from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.errors import BundleError, InputError
+from mbexport.files import Progress, no_progress, replacing
+from mbexport.graph.encoder import DIALECTS, build_graph
+from mbexport.manifest import Graph
+from mbexport.version import __version__
+from mbexport.writing import sha256
+
+FP32_FILE = "onnx/model_trt.onnx"
+
+
+def ensure_engine_graph(
+    bundle: Path, precision: str, *, keep_fp32: Sequence[str] = (), progress: Progress = no_progress
+) -> Graph:
+    """The bundle's graph for TensorRT, written now if it is not there.
+
+    Args:
+        bundle: a bundle with its portable graph.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        keep_fp32: parts of a half-precision graph whose products stay float32.
+        progress: called after each tensor of a half-precision graph; one in FP32 shares the bundle's weights.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot be written to.
+        InputError: ``keep_fp32`` names no part of the model, or all of it is FP32.
+        PrecisionError: FP16 cannot hold the model.
+    """
+    if precision != "fp32":
+        return ensure_half_graph(bundle, precision, keep_fp32=keep_fp32, progress=progress)
+    if keep_fp32:
+        raise InputError(f"{', '.join(keep_fp32)} was to stay in FP32, and all of an fp32 engine is; leave that out")
+    manifest = manifests.read(bundle)
+    manifests.check_files(bundle, manifest)
+    for graph in manifest.graphs:
+        if graph.file == FP32_FILE:
+            return graph
+    portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
+    if portable is None:
+        raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
+    values = {name: value.const_value for name, value in ir.load(bundle / portable.file).graph.initializers.items()}
+    weights = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
+    try:
+        with replacing(bundle / FP32_FILE) as temporary:
+            ir.save(build_graph(read_bundle_spec(bundle, manifest), weights, DIALECT, __version__), temporary)
+        graph = Graph(FP32_FILE, precision, DIALECT, DIALECTS[DIALECT].opset, sha256(bundle / FP32_FILE))
+        manifests.write(replace(manifest, graphs=(*manifest.graphs, graph)), bundle)
+    except OSError as cause:
+        raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
+    return graph

@@ -1,0 +1,99 @@
+"""The TensorRT dialect: standard operators of opset 23, attention as one of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.graph.builder import GraphBuilder, element_type, typed
+from mbexport.graph.windows import build_fixed_windows, mask_bias
+
+BLOCK = 128  # queries of a block of local attention, whatever the length: TensorRT's kernels like sizes they know
+RopeTables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
+
+
+class EngineDialect:
+    """See :class:`mbexport.graph.dialect.Dialect`.
+
+    One Attention node a layer, for which TensorRT has one kernel; no branches. What enters it
+    has the element type of the weights; rotary positions are float32.
+
+    Padded queries that see no key attend to something, not to the mean of all values: what
+    becomes of them reaches an output only of a classifier that pools the first position, with
+    more padding on the left than a window is wide. PyTorch's own attention kernels differ there.
+    """
+
+    opset: ClassVar[int] = 23  # the first with Attention
+
+    def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
+        self._b = b
+        self._spec = spec
+        self._type = element_type(b.weight("layers.0.attn.Wq.weight"))
+        self._rope: dict[bool, RopeTables] = {}  # by is_global
+        if spec.has_local:
+            with b.scope("local_attention"):
+                self._rope[False] = self._build_rope("local", attention_mask)
+                self._windows = build_fixed_windows(b, attention_mask, spec, BLOCK, self._type)
+        if spec.has_global:
+            with b.scope("global_attention"):
+                self._rope[True] = self._build_rope("global", attention_mask)
+                self._bias = self._build_global_bias(attention_mask)
+
+    def _build_rope(self, kind: str, attention_mask: ir.Value) -> RopeTables:
+        """[cos, cos] and [-sin, sin] of the positions in use."""
+        b, first = self._b, self._b.ints(0)
+        length = b.op("Shape", attention_mask, name="rope_length", start=1, end=2)
+        cos = b.op("Slice", b.weight(f"rope.{kind}.cos"), first, length, first, name="cos")
+        sin = b.op("Slice", b.weight(f"rope.{kind}.sin"), first, length, first, name="sin")
+        cos = b.op("Concat", cos, cos, name="cos_both", axis=-1)
+        sin = b.op("Concat", b.op("Neg", sin, name="sin_negative"), sin, name="sin_both", axis=-1)
+        return b.op("Unsqueeze", cos, b.ints(1), name="cos_heads"), b.op("Unsqueeze", sin, b.ints(1), name="sin_heads")
+
+    def _build_global_bias(self, attention_mask: ir.Value) -> ir.Value:
+        """[batch, 1, sequence, sequence], by one Expand: ONNX Runtime's Attention takes no fewer queries.
+
+        TensorRT does, and gets the bias as it was before (``mbexport.engines``).
+        """
+        b = self._b
+        keys = b.op("Unsqueeze", mask_bias(b, attention_mask, self._type), b.ints(1, 2), name="bias_keys")
+        length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+        shape = b.op("Concat", b.ints(1, 1), length, b.ints(1), name="bias_shape", axis=0)
+        return b.op("Expand", keys, shape, name="bias_rows")
+
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *, is_global: bool) -> ir.Value:
+        """See :meth:`mbexport.graph.dialect.Dialect.attention`."""
+        b = self._b
+        q, k = self._rotate(q, "q", is_global), self._rotate(k, "k", is_global)
+        q, k, v = (b.cast(x, self._type) for x in (q, k, v))
+        if is_global:
+            return b.widen(self._attend(q, k, v, self._bias))
+        windows = self._windows
+        blocks = windows.queries(b, q), windows.keys(b, k, "k"), windows.keys(b, v, "v")
+        joined = windows.join(b, self._attend(*blocks, windows.bias))
+        return b.widen(typed(joined, self._type))
+
+    def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
+        """Rotary positions: x * [cos, cos] + [second, first] * [-sin, sin]; [batch, sequence, hidden], float32."""
+        b, spec = self._b, self._spec
+        cos, sin = self._rope[is_global]
+        with b.scope(f"{name}_rope"):
+            heads = b.op("Reshape", x, b.ints(0, 0, spec.num_heads, spec.head_dim), name="heads")
+            first, second = b.multi("Split", heads, outputs=2, name="halves", axis=-1, num_outputs=2)
+            swapped = b.op("Concat", second, first, name="swapped", axis=-1)
+            straight = b.op("Mul", heads, cos, name="straight")
+            rotated = b.op("Add", straight, b.op("Mul", swapped, sin, name="crossed"), name="rotated")
+            return b.op("Reshape", rotated, b.ints(0, 0, spec.hidden_size), name=f"{name}_joined")
+
+    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value) -> ir.Value:
+        """q [rows, queries, hidden], k and v [rows, keys, hidden] -> as q.
+
+        No softmax_precision: TensorRT refuses the attribute; its fused kernels add and normalize in float32.
+        """
+        heads = self._spec.num_heads
+        attended = self._b.op(
+            "Attention", q, k, v, bias, name="attended", q_num_heads=heads, kv_num_heads=heads,
+            scale=self._spec.head_dim**-0.5,
+        )  # fmt: skip
+        return typed(attended, self._type)

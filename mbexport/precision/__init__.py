@@ -1,0 +1,1 @@
+"""Half precision without surprises: what values can become, and exact factors that keep them in range."""

@@ -1,0 +1,54 @@
+"""How large the values between layers can become, whatever the text: from the weights alone.
+
+Layer normalization makes this possible: what enters a projection has a norm of at most
+sqrt(size), times the norm's weights, so by Cauchy and Schwarz no channel of the product, and
+no partial sum of it, exceeds the bounds below.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def after_norm(weight: FloatArray, bias: FloatArray | None) -> FloatArray:
+    """Largest values of the channels that leave a layer normalization, [size]."""
+    bound = np.sqrt(len(weight)) * np.abs(weight, dtype=np.float64)
+    return _up(bound if bias is None else bound + np.abs(bias))
+
+
+def normed_product(
+    matrix: FloatArray, weight: FloatArray, norm_bias: FloatArray | None, bias: FloatArray | None
+) -> FloatArray:
+    """Largest values of ``x @ matrix + bias`` where x left a layer normalization, [out].
+
+    Args:
+        matrix: [in, out].
+        weight: of the normalization, [in].
+        norm_bias: of the normalization, [in].
+        bias: of the product, [out].
+    """
+    bound = np.sqrt(len(weight)) * np.linalg.norm(weight[:, None].astype(np.float64) * matrix, axis=0)
+    if norm_bias is not None:
+        bound += np.abs(norm_bias.astype(np.float64) @ matrix)
+    return _up(bound if bias is None else bound + np.abs(bias))
+
+
+def product(matrix: FloatArray, inputs: FloatArray, bias: FloatArray | None) -> FloatArray:
+    """Largest values of ``x @ matrix + bias`` where |x| <= inputs, [out]; matrix [in, out]."""
+    bound = inputs.astype(np.float64) @ np.abs(matrix)
+    return _up(bound if bias is None else bound + np.abs(bias))
+
+
+def rotated(bound: FloatArray, heads: int, factor: float) -> FloatArray:
+    """Largest values of each head after rotary positions, [heads]; channel i turns with i + half a head."""
+    halves = bound.astype(np.float64).reshape(heads, 2, -1)
+    return _up(factor * np.sqrt((halves**2).sum(axis=1)).max(axis=1))
+
+
+def _up(bound: npt.NDArray[np.float64]) -> FloatArray:
+    """As float32, not below it."""
+    above: FloatArray = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
+    return above

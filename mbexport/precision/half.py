@@ -1,0 +1,290 @@
+"""FP32 weights to those of a half-precision graph, with exact factors where a value could leave the range.
+
+A matrix product in FP16 takes and gives values up to 65,504. Where the bounds say that one
+could pass LIMIT, or where a channel's weights lie where FP16 rounds coarsely or not at all, a
+power of two is taken out of the channel's weights and put back where the value is float32
+again, or into the next matrix. The function stays what it was, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.checkpoint.rope_config import RopeSpec
+from mbexport.checkpoint.sentence_config import SENTENCE, DenseSpec
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.checkpoint.weights import EMBEDDINGS
+from mbexport.errors import InputError, PrecisionError
+from mbexport.graph.heads import is_exact
+from mbexport.graph.rope import rope_tables
+from mbexport.precision import bounds
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+Tensors = Mapping[str, FloatArray]
+Put = Callable[[str, npt.NDArray[np.generic]], None]
+
+DTYPES: dict[str, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+LIMIT = 2.0**15  # what a bound may reach: half of what FP16 holds
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-12, 2.0**10  # a channel's largest: FP16 rounds it, and what counts beside it, well
+NONE: IntArray = np.zeros(1, np.int32)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A value that half precision holds.
+
+    ``bound``: how large it could become, over all channels; ``shift``: the largest power of two
+    that was taken out of a channel, 0 for none.
+    """
+
+    name: str
+    bound: float
+    shift: int
+
+
+class HalfWeights:
+    """The tensors of a half-precision graph.
+
+    Args:
+        put: called with name and array of each as it is made.
+        spec: the model.
+        tensors: its FP32 tensors by name, as the bundle's weights file holds them ([in, out]).
+        precision: ``fp16`` or ``bf16``; the range of BF16 is float32's, so nothing is shifted.
+        keep_fp32: parts whose products stay float32: ``embeddings``, ``head``, ``layers.N``,
+            ``layers.N.attn``, ``layers.N.mlp``.
+
+    Attributes:
+        sites: what was found of each value, complete once all tensors were made.
+
+    Raises:
+        InputError: a name in ``keep_fp32`` is no part.
+    """
+
+    def __init__(
+        self, put: Put, spec: ModelSpec, tensors: Tensors, precision: str, keep_fp32: Collection[str] = ()
+    ) -> None:
+        self._put = put
+        self._spec = spec
+        self._tensors = tensors
+        self._dtype = DTYPES[precision]
+        self._limited = precision == "fp16"
+        self._keep = _checked(keep_fp32, spec)
+        self.sites: list[Site] = []
+
+    def make(self) -> None:
+        """Make all tensors.
+
+        Raises:
+            PrecisionError: FP16 cannot hold the queries and keys of a head.
+        """
+        spec = self._spec
+        self._embeddings()
+        for layer in range(spec.num_layers):
+            self._attention(layer)
+            self._mlp(layer)
+        self._norm("final_norm")
+        hidden = bounds.after_norm(*self._norm_of("final_norm"))
+        if spec.head is not None:
+            self._head(hidden)
+        if spec.sentence is not None:
+            self._sentence(hidden)
+        for kind, used in (("global", spec.has_global), ("local", spec.has_local)):
+            for table in ("cos", "sin") if used else ():
+                self._put(f"rope.{kind}.{table}", self._tensors[f"rope.{kind}.{table}"])
+
+    def _embeddings(self) -> None:
+        table, head = self._tensors[EMBEDDINGS], self._spec.head
+        largest = np.abs(table).max(keepdims=True).reshape(1)
+        bound = largest
+        if head is not None and head.tied:  # the same matrix makes logits
+            logits = bounds.normed_product(table.T, *self._norm_of("head.norm"), None)
+            bound = np.maximum(largest, logits.max())
+        shift = self._shifts("embeddings", bound, largest)
+        self._put(EMBEDDINGS, self._matrix("embeddings", table, -shift))
+        self._factors("embeddings", shift)
+        self._norm("embeddings.norm")
+
+    def _attention(self, layer: int) -> None:
+        path = f"layers.{layer}.attn"
+        norm = "embeddings.norm" if layer == 0 else f"layers.{layer}.attn_norm"
+        if layer:
+            self._norm(norm)
+        enter = self._enter(f"{path}.in", bounds.after_norm(*self._norm_of(norm)))
+        matrices = {name: np.ldexp(self._tensors[f"{path}.{name}.weight"], enter[:, None]) for name in _QKV}
+        bound = {name: self._normed_product(f"{path}.{name}", norm) for name in _QKV}
+        turn = self._balanced(path, matrices, bound, self._rope(layer))
+        shift = self._shifts(f"{path}.v", bound["Wv"], _largest(matrices["Wv"]))
+        for name, taken in (("Wq", turn), ("Wk", -turn), ("Wv", shift)):
+            self._put(f"{path}.{name}.weight", self._matrix(path, matrices[name], -taken))
+            self._bias(f"{path}.{name}", taken)
+        self._leave(f"{path}.Wo", bound["Wv"], shift)
+
+    def _mlp(self, layer: int) -> None:
+        path, norm = f"layers.{layer}.mlp", f"layers.{layer}.mlp_norm"
+        self._norm(norm)
+        enter = self._enter(f"{path}.in", bounds.after_norm(*self._norm_of(norm)))
+        inputs = self._normed_product(f"{path}.Wi_input", norm)
+        self._product(f"{path}.Wi_input", inputs, enter)
+        gates = self._normed_product(f"{path}.Wi_gate", norm)
+        matrix = np.ldexp(self._tensors[f"{path}.Wi_gate.weight"], enter[:, None])
+        gate = self._shifts(f"{path}.gate", gates, _largest(matrix))
+        self._put(f"{path}.Wi_gate.weight", self._matrix(path, matrix, -gate))
+        self._bias(f"{path}.Wi_gate", gate)
+        # |act(x)| <= |x| for every activation there is, or 1 where x is larger still
+        gated = gates * (np.ones_like(inputs) if self._spec.activation in ("tanh", "sigmoid") else inputs)
+        further = self._shifts(f"{path}.gated", np.ldexp(gated, -gate))
+        self._factors(f"{path}.gated", -further)
+        self._leave(f"{path}.Wo", gated, gate + further)
+
+    def _head(self, hidden: FloatArray) -> None:
+        head = self._spec.head
+        assert head is not None
+        enter = self._enter("head.in", hidden)
+        self._product("head.dense", self._normed_product("head.dense", "final_norm"), enter)
+        self._norm("head.norm")
+        last, normed = head.last_layer, bounds.after_norm(*self._norm_of("head.norm"))
+        if is_exact(head):
+            self._put(f"{last}.weight", self._tensors[f"{last}.weight"])
+            self._bias(last, NONE)
+            return
+        if head.tied:
+            self._bias(last, NONE)
+        else:
+            enter = self._enter(f"{last}.in", normed)
+            self._product(last, self._normed_product(last, "head.norm"), enter)
+
+    def _sentence(self, hidden: FloatArray) -> None:
+        sentence = self._spec.sentence
+        assert sentence is not None
+        bound, pooled = hidden, False
+        for step in sentence.steps:
+            if step.on == SENTENCE and not pooled:
+                pooled = True
+                if sentence.pooling == "mean_sqrt_len":
+                    bound = bound * np.float32(np.sqrt(self._spec.max_positions))
+            if not isinstance(step, DenseSpec):
+                bound = np.ones_like(bound)
+                continue
+            path = f"{step.folder}.linear"
+            enter = self._enter(f"{path}.in", bound)
+            bound = bounds.product(self._tensors[f"{path}.weight"], bound, self._tensors.get(f"{path}.bias"))
+            self._product(path, bound, enter)
+
+    def _norm(self, path: str) -> None:
+        for kind in ("weight", "bias"):
+            if f"{path}.{kind}" in self._tensors:
+                self._put(f"{path}.{kind}", self._tensors[f"{path}.{kind}"])
+
+    def _norm_of(self, path: str) -> tuple[FloatArray, FloatArray | None]:
+        return self._tensors[f"{path}.weight"], self._tensors.get(f"{path}.bias")
+
+    def _normed_product(self, path: str, norm: str) -> FloatArray:
+        bias = self._tensors.get(f"{path}.bias")
+        return bounds.normed_product(self._tensors[f"{path}.weight"], *self._norm_of(norm), bias)
+
+    def _enter(self, site: str, bound: FloatArray) -> IntArray:
+        """What is taken out of a product's inputs, [in], and given to its matrix's rows."""
+        shift = self._shifts(site, bound, np.minimum(bound, 1))
+        self._factors(site, -shift)
+        return shift
+
+    def _product(self, path: str, bound: FloatArray, enter: IntArray) -> None:
+        """A product whose shifted outputs come back once they are float32."""
+        matrix = np.ldexp(self._tensors[f"{path}.weight"], enter[:, None])
+        shift = self._shifts(path, bound, _largest(matrix))
+        self._put(f"{path}.weight", self._matrix(path, matrix, -shift))
+        self._factors(path, shift)
+        self._bias(path, NONE)
+
+    def _leave(self, path: str, inputs: FloatArray, shift: IntArray) -> None:
+        """The product that ends a block; ``shift`` was taken out of its inputs."""
+        bound = bounds.product(self._tensors[f"{path}.weight"], inputs, self._tensors.get(f"{path}.bias"))
+        self._product(path, bound, shift)
+
+    def _rope(self, layer: int) -> RopeSpec:
+        return self._spec.global_rope if self._spec.layer_is_global[layer] else self._spec.local_rope
+
+    def _balanced(
+        self, path: str, matrices: Mapping[str, FloatArray], bound: Mapping[str, FloatArray], rope: RopeSpec
+    ) -> IntArray:
+        """What a head's queries give up and its keys take on, [hidden]: their products stay."""
+        heads = self._spec.num_heads
+        cos, _ = rope_tables(rope, self._spec.head_dim, 1)  # at position 0: the factor on all of them
+        q, k = (bounds.rotated(bound[name], heads, float(cos.max())) for name in ("Wq", "Wk"))
+        sizes = np.stack([_largest(matrices[name]).reshape(heads, -1).max(axis=1) for name in ("Wq", "Wk")])
+        well = (np.maximum(q, k) <= LIMIT) & (sizes.min(axis=0) >= LEAST_WEIGHT) & (sizes.max(axis=0) <= MOST_WEIGHT)
+        turn = np.zeros(heads, np.int32)
+        moved = ~well & (q > 0) & (k > 0) & self._limited
+        turn[moved] = np.round(np.log2(q[moved] / k[moved]) / 2)
+        worst = float(np.maximum(np.ldexp(q, -turn), np.ldexp(k, turn)).max())
+        self.sites.append(Site(f"{path}.qk", worst, int(np.abs(turn).max())))
+        if self._limited and worst > 2 * LIMIT:
+            raise PrecisionError(
+                f"queries and keys of {path} could reach {worst:.0f}, FP16 holds 65504; "
+                "take --precision bf16, on a GPU that has it"
+            )
+        return np.repeat(turn, self._spec.head_dim)
+
+    def _shifts(self, site: str, bound: FloatArray, size: FloatArray | None = None) -> IntArray:
+        """Exponents of the powers of two to take out of each channel.
+
+        Args:
+            site: what the value is, for the report.
+            bound: what the channels could reach.
+            size: the channels' largest weights, where FP16 has to hold them.
+        """
+        needed = np.ceil(np.log2(np.maximum(bound, np.finfo(np.float32).tiny) / LIMIT))
+        shift = np.maximum(needed, 0)
+        if size is not None:
+            exponent = np.log2(np.maximum(size, np.finfo(np.float32).tiny))
+            shift = np.maximum(shift, np.ceil(exponent - np.log2(MOST_WEIGHT)))
+            too_small = (size > 0) & (exponent - shift < np.log2(LEAST_WEIGHT))
+            shift = np.where(too_small, np.maximum(np.floor(exponent - np.log2(LEAST_WEIGHT)), needed), shift)
+        result: IntArray = shift.astype(np.int32) * np.int32(self._limited)
+        self.sites.append(Site(site, float(bound.max()), int(np.abs(result).max())))
+        return result
+
+    def _matrix(self, path: str, matrix: FloatArray, shift: IntArray) -> npt.NDArray[np.generic]:
+        """A matrix times 2**shift by column, in the type that its part of the model has."""
+        shifted = np.ldexp(matrix, shift)
+        return shifted if any(_within(path, part) for part in self._keep) else shifted.astype(self._dtype)
+
+    def _factors(self, site: str, shift: IntArray) -> None:
+        """2**shift for the graph to multiply by, where any is not 1."""
+        if shift.any():
+            self._put(f"{site}.scale", np.ldexp(np.float32(1), shift))
+
+    def _bias(self, path: str, shift: IntArray) -> None:
+        if f"{path}.bias" in self._tensors:
+            self._put(f"{path}.bias", np.ldexp(self._tensors[f"{path}.bias"], -shift))
+
+
+_QKV = ("Wq", "Wk", "Wv")
+
+
+def _largest(matrix: FloatArray) -> FloatArray:
+    """[in, out] -> the largest weight of each output, [out]."""
+    return np.abs(matrix).max(axis=0)  # type: ignore[no-any-return]  # numpy types it as Any
+
+
+def _within(path: str, part: str) -> bool:
+    return path == part or path.startswith(f"{part}.")
+
+
+def _checked(keep: Collection[str], spec: ModelSpec) -> tuple[str, ...]:
+    parts = {"embeddings", "head"}
+    for layer in range(spec.num_layers):
+        parts |= {f"layers.{layer}", f"layers.{layer}.attn", f"layers.{layer}.mlp"}
+    for name in keep:
+        if name not in parts:
+            raise InputError(
+                f"keep_fp32 names {name!r}, expected embeddings, head, layers.N, layers.N.attn or layers.N.mlp "
+                f"with N from 0 to {spec.num_layers - 1}"
+            )
+    return tuple(keep)
