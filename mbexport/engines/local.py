@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from mbexport.engines.gpus import GPUS, Gpu
 from mbexport.errors import InputError
@@ -29,10 +30,10 @@ def local_gpu() -> Gpu:
     return gpu_of(*values)
 
 
-def _describe(driver: object) -> tuple[str, tuple[int, int], int]:
+def _describe(driver: Any) -> tuple[str, tuple[int, int], int]:
     """Name, compute capability and bytes of memory of device 0."""
 
-    def call(function: str, *arguments: object) -> object:
+    def call(function: str, *arguments: Any) -> Any:
         status, *values = getattr(driver, function)(*arguments)
         if int(status) != 0:
             raise RuntimeError(f"{function} answered {getattr(status, 'name', status)}")
@@ -40,16 +41,14 @@ def _describe(driver: object) -> tuple[str, tuple[int, int], int]:
 
     call("cuInit", 0)
     device = call("cuDeviceGet", 0)
-    attribute = driver.CUdevice_attribute  # type: ignore[attr-defined]
+    attribute = driver.CUdevice_attribute
     kinds = (
         attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
         attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
     )
-    major, minor = (int(str(call("cuDeviceGetAttribute", kind, device))) for kind in kinds)
-    name = call("cuDeviceGetName", 100, device)
-    memory = int(str(call("cuDeviceTotalMem", device)))
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return text.rstrip("\0"), (major, minor), memory
+    major, minor = (int(call("cuDeviceGetAttribute", kind, device)) for kind in kinds)
+    name = call("cuDeviceGetName", 100, device).decode("utf-8", "replace").rstrip("\0")
+    return name, (major, minor), int(call("cuDeviceTotalMem", device))
 
 
 def gpu_of(title: str, compute_capability: tuple[int, int], memory: int) -> Gpu:
