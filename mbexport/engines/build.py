@@ -60,7 +60,7 @@ def build_engines(
     """
     manifest = manifests.read(bundle)
     spec = read_bundle_spec(bundle, manifest)
-    chosen = None if options.profiles is None else chosen_profiles(options.profiles, manifest.max_length, bundle)
+    chosen = None if options.profiles is None else chosen_profiles(options.profiles, spec, manifest.max_length, bundle)
     parts = len(targets) + 1
     graph = ensure_engine_graph(
         bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")

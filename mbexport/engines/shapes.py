@@ -41,7 +41,7 @@ def default_profiles(gpu: Gpu, spec: ModelSpec, max_length: int, precision: str)
 
 def _fits(texts: int, length: int, gpu: Gpu, spec: ModelSpec, precision: str) -> bool:
     scores = texts * spec.num_heads * length**2  # FP32 attention has no fused kernel, so they are in memory
-    if precision == "fp32" and scores > LARGEST_TENSOR:
+    if _logits(texts, length, spec) > LARGEST_TENSOR or (precision == "fp32" and scores > LARGEST_TENSOR):
         return False
     return activation_bytes(texts, length, spec, precision) <= MEMORY_SHARE * gpu.memory_bytes
 
@@ -53,21 +53,28 @@ def activation_bytes(texts: int, length: int, spec: ModelSpec, precision: str) -
     attention's scores before and after the softmax. Fitted to TensorRT-RTX 1.7's reports of
     ``--gpu a100 --profile 1x1:8x512:8x8192``, hidden sizes 384 to 1024 with MLPs of 0.5 to 4 times
     that: 8.3 to 26.8 kB a token, of which this is 1.00 to 1.11 times as much; FP32, 1x8192 and
-    32x512: 1.02 to 1.21 times.
+    32x512: 1.02 to 1.21 times. A masked language model's logits come on top, in half precision and
+    as the float32 output.
     """
     half = texts * length * max(23 * spec.hidden_size, 11 * spec.hidden_size + 6 * spec.intermediate_size)
-    return half if precision != "fp32" else 2 * half + 2 * 4 * texts * spec.num_heads * length**2
+    encoder = half if precision != "fp32" else 2 * half + 2 * 4 * texts * spec.num_heads * length**2
+    return encoder + (2 + 4) * _logits(texts, length, spec)
+
+
+def _logits(texts: int, length: int, spec: ModelSpec) -> int:
+    """Numbers in the logits of a masked language model; what other heads answer is small beside them."""
+    return texts * length * spec.vocab_size if spec.task == "fill-mask" else 0
 
 
 def _profile(texts: int, longest: int, fastest: tuple[int, int]) -> Profile:
     return Profile((1, 1), (min(fastest[0], texts), min(fastest[1], longest)), (texts, longest))
 
 
-def chosen_profiles(texts: Sequence[str], max_length: int, bundle: Path) -> tuple[Profile, ...]:
+def chosen_profiles(texts: Sequence[str], spec: ModelSpec, max_length: int, bundle: Path) -> tuple[Profile, ...]:
     """Profiles that the user wrote.
 
     Raises:
-        InputError: one of them is none, or reaches beyond the model's longest input.
+        InputError: one of them is none, or reaches beyond the model's longest input or TensorRT's largest tensor.
     """
     profiles = tuple(parse_profile(text) for text in texts)
     for profile in profiles:
@@ -75,5 +82,13 @@ def chosen_profiles(texts: Sequence[str], max_length: int, bundle: Path) -> tupl
             raise InputError(
                 f"the profile {profile} reaches {profile.largest[1]} tokens, and {bundle} takes at most {max_length}; "
                 f"end it with x{max_length} or less"
+            )
+        # TensorRT-RTX 1.7 builds such an engine without a word, and counts its memory wrong.
+        if _logits(*profile.largest, spec) > LARGEST_TENSOR:
+            most = LARGEST_TENSOR // spec.vocab_size
+            raise InputError(
+                f"the profile {profile} has {profile.tokens} tokens, each with {spec.vocab_size} logits, and a tensor "
+                f"of TensorRT's holds those of {most}; end it with {max(1, most // profile.largest[1])}x"
+                f"{min(most, profile.largest[1])} or less"
             )
     return profiles

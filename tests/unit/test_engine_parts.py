@@ -178,6 +178,15 @@ def test_default_profiles(gpu: str, config: dict[str, int], length: int, precisi
     assert ",".join(map(str, profiles)) == expected
 
 
+def test_logits_of_a_masked_language_model_bound_the_profiles() -> None:
+    spec = spec_of(architectures=["ModernBertForMaskedLM"], vocab_size=50368)
+    largest = {name: shapes.default_profiles(gpu, spec, 8192, "fp16")[-1].largest for name, gpu in GPUS.items()}
+    assert (largest["t4"], largest["a100"], largest["h200"]) == ((1, 8192), (4, 8192), (4, 8192))
+    assert shapes.chosen_profiles(["1x1:4x512:5x8192"], spec, 8192, Path("bundle"))
+    with pytest.raises(InputError, match=r"49152 tokens, each with 50368 logits.*those of 42635; end it with 5x8192"):
+        shapes.chosen_profiles(["1x1:4x512:6x8192"], spec, 8192, Path("bundle"))
+
+
 def test_default_profiles_stay_within_their_share_of_memory() -> None:
     spec = spec_of()
     for gpu in GPUS.values():
@@ -190,9 +199,9 @@ def test_default_profiles_stay_within_their_share_of_memory() -> None:
 
 def test_profile_beyond_the_model() -> None:
     bundle = Path("bundle")
-    assert shapes.chosen_profiles(["1x1:8x128:8x512"], 512, bundle) == (parse_profile("1x1:8x128:8x512"),)
+    assert shapes.chosen_profiles(["1x1:8x128:8x512"], spec_of(), 512, bundle) == (parse_profile("1x1:8x128:8x512"),)
     with pytest.raises(InputError, match="reaches 513 tokens, and bundle takes at most 512"):
-        shapes.chosen_profiles(["1x1:8x128:8x513"], 512, bundle)
+        shapes.chosen_profiles(["1x1:8x128:8x513"], spec_of(), 512, bundle)
 
 
 def test_masks_are_broadcast_and_mean_the_same() -> None:
