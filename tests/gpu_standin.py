@@ -7,6 +7,7 @@ use cannot be freed, and a context that a graph was captured from cannot be chan
 AssertionError, which the runtime does not catch.
 """
 
+# ruff: noqa: N815 (CUDA's names)
 from __future__ import annotations
 
 import ctypes

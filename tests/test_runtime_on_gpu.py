@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +83,9 @@ TASKS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
+@pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_of_every_task_equal_the_cpu(task: str, tmp_path: Path, machine: Machine) -> None:
+def test_answers_of_every_task_equal_the_cpu(task: str, tmp_path: Path) -> None:
     config, texts = TASKS[task]
     checkpoint = save_checkpoint(tmp_path / "checkpoint", vocab_size=5000, **config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -142,7 +145,8 @@ def test_cuda_graphs_of_repeated_shapes(bundle: Path, machine: Machine, monkeypa
     assert np.abs(model.logits(["some text"]) - expected).max() <= 1e-5
 
 
-def test_the_stand_in_finds_faults(bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("machine")
+def test_the_stand_in_finds_faults(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbexport.runtime.shapes.STEP", 16)
     add_engine(bundle, builder="tensorrt")
     model = on_gpu(bundle)
@@ -150,7 +154,7 @@ def test_the_stand_in_finds_faults(bundle: Path, machine: Machine, monkeypatch: 
     monkeypatch.setattr("mbexport.runtime.cuda.Cuda.synchronize", lambda *_: None)
     assert np.abs(model.logits(TEXTS[:1]) - expected[0]).max() > 0.1  # what was there before
     monkeypatch.undo()
-    machine = Machine(monkeypatch)
+    Machine(monkeypatch)
     monkeypatch.setattr("mbexport.runtime.shapes.STEP", 16)
     model = on_gpu(bundle)
     for _ in range(3):
@@ -183,7 +187,8 @@ def test_a_capture_that_fails_is_said_once(bundle: Path, machine: Machine) -> No
     assert machine.cuda.leaks() == {}
 
 
-def test_many_threads(bundle: Path, machine: Machine) -> None:
+@pytest.mark.usefixtures("machine")
+def test_many_threads(bundle: Path) -> None:
     add_engine(bundle, builder="tensorrt")
     model = on_gpu(bundle)
     alone = model.logits(TEXTS)
@@ -324,6 +329,17 @@ def test_another_gpu_of_the_thread_stays_current(bundle: Path, machine: Machine)
     assert machine.cuda.current == 1
 
 
+def test_without_a_gpu_an_engine_loads_nothing_of_cuda(bundle: Path) -> None:
+    add_engine(bundle)
+    script = (
+        "import sys; from mbexport.errors import BackendError; from mbexport.runtime import gpu, load, on_gpu\n"
+        "def find_gpu(): raise BackendError('none')\n"
+        f"on_gpu.find_gpu = find_gpu; load({str(bundle)!r}); print({{'cuda', 'tensorrt_rtx'}} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (result.stdout.strip(), result.stderr) == ("set()", "")
+
+
 def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def find_gpu() -> None:
         raise BackendError("no NVIDIA driver is installed")
@@ -337,16 +353,18 @@ def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load(bundle, device="cuda")
 
 
+@pytest.mark.usefixtures("machine")
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_cuda_provider_that_puts_the_cpu_in_its_place_is_found_out(
-    bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.warns(FallbackWarning, match="THE CPU IS USED.*does not work here, it took CPUExecutionProvider"):
         load(bundle)
 
 
-def test_cuda_provider_runs_batches(bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("machine")
+def test_cuda_provider_runs_batches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's own CPU in the place of its CUDA: all but the provider is as on a GPU."""
     expected = load(bundle, device="cpu").logits(TEXTS)
     shapes: list[tuple[int, ...]] = []

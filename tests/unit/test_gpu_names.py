@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,22 +52,17 @@ def test_tensorrt_by_its_stubs() -> None:
     stubs = [path for folder in folders for path in Path(folder).glob("*.pyi")]
     if not stubs:
         pytest.skip("tensorrt-stubs is not installed")
-    known: dict[str, set[str]] = {"": set()}
-    for path in stubs:
-        for node in ast.parse(path.read_text()).body:
-            known[""].add(getattr(node, "name", ""))
-            if isinstance(node, ast.ClassDef):
-                own = [
-                    getattr(item, "name", None) or getattr(getattr(item, "target", None), "id", "")
-                    for item in node.body
-                ]
-                known[node.name] = set(own)
+    text = "\n".join(path.read_text("utf-8") for path in stubs)  # not all of it is valid Python
+    known = {"": set(re.findall(r"^(?:class|def) (\w+)", text, re.MULTILINE)) | {"__version__"}}
+    for block in re.split(r"^(?=class )", text, flags=re.MULTILINE)[1:]:
+        name = re.findall(r"\w+", block)[1]
+        known[name] = set(re.findall(r"^    (?:def )?(\w+)", block, re.MULTILINE))
     assert members(trt_api.TensorRT) <= known[""]
     for name, protocol in CLASSES.items():
         assert members(protocol) <= known[name]
     for path in VALUES:
         owner, name = path.split(".")
-        assert name in known[owner] or name.isupper(), path
+        assert name in known[owner], path
 
 
 def test_cuda_bindings() -> None:
@@ -75,8 +70,8 @@ def test_cuda_bindings() -> None:
     names = members(CudaApi)
     assert len(names) > 15
     assert [name for name in names if not hasattr(module, name)] == []
-    module.cudaError_t.cudaSuccess.name  # noqa: B018 (the names of errors are told)
-    module.cudaMemcpyKind.cudaMemcpyHostToDevice, module.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    assert module.cudaError_t.cudaSuccess.name == "cudaSuccess"
+    assert module.cudaMemcpyKind.cudaMemcpyHostToDevice != module.cudaMemcpyKind.cudaMemcpyDeviceToHost
     assert int(module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal) == 1
 
 
