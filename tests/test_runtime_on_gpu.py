@@ -21,8 +21,9 @@ from mbexport.runtime import FallbackWarning, Model, load
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
+from mbexport.runtime.gpu import NoGpuError
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
-from tests.gpu_standin import Machine, Status, add_engine
+from tests.gpu_standin import FakeEngine, Machine, Status, add_engine
 
 TEXTS = [f"{start} {'more ' * n}" for n in (0, 3, 20, 90) for start in ("The striker scored.", "", "naïve 東京 🎉")]
 
@@ -178,13 +179,24 @@ def test_a_capture_that_fails_is_said_once(bundle: Path, machine: Machine) -> No
     add_engine(bundle, builder="tensorrt")
     model = on_gpu(bundle)
     machine.cuda.fail["cudaGraphInstantiate"] = Status.cudaErrorStreamCaptureInvalidated
-    with pytest.warns(FallbackWarning, match=r"CUDA graphs are off.*cudaErrorStreamCaptureInvalidated") as said:
+    with pytest.warns(FallbackWarning, match=r"no more CUDA graphs.*cudaErrorStreamCaptureInvalidated") as said:
         answers = [model.logits(["some text"]) for _ in range(6)]
     assert len(said) == 1
     assert all((answer == answers[0]).all() for answer in answers)
     del model
     gc.collect()
     assert machine.cuda.leaks() == {}
+
+
+@pytest.mark.usefixtures("machine")
+def test_no_memory_for_a_graphs_context(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_engine(bundle, builder="tensorrt")
+    model = on_gpu(bundle)
+    expected = model.logits(["some text"])
+    monkeypatch.setattr(FakeEngine, "create_execution_context", lambda *_, **__: None)
+    with pytest.warns(FallbackWarning, match="no more CUDA graphs.*could not create an execution context") as said:
+        assert all((model.logits(["some text"]) == expected).all() for _ in range(5))
+    assert len(said) == 1
 
 
 @pytest.mark.usefixtures("machine")
@@ -332,8 +344,8 @@ def test_another_gpu_of_the_thread_stays_current(bundle: Path, machine: Machine)
 def test_without_a_gpu_an_engine_loads_nothing_of_cuda(bundle: Path) -> None:
     add_engine(bundle)
     script = (
-        "import sys; from mbexport.errors import BackendError; from mbexport.runtime import gpu, load, on_gpu\n"
-        "def find_gpu(): raise BackendError('none')\n"
+        "import sys; from mbexport.runtime import gpu, load, on_gpu\n"
+        "def find_gpu(): raise gpu.NoGpuError('none')\n"
         f"on_gpu.find_gpu = find_gpu; load({str(bundle)!r}); print({{'cuda', 'tensorrt_rtx'}} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -342,7 +354,7 @@ def test_without_a_gpu_an_engine_loads_nothing_of_cuda(bundle: Path) -> None:
 
 def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def find_gpu() -> None:
-        raise BackendError("no NVIDIA driver is installed")
+        raise NoGpuError("no NVIDIA driver is installed")
 
     add_engine(bundle)
     monkeypatch.setattr("mbexport.runtime.on_gpu.find_gpu", find_gpu)
@@ -351,6 +363,39 @@ def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert load(bundle, device="auto").description.endswith("CPUExecutionProvider")
     with pytest.raises(InputError, match=r"^device is 'cuda', and no NVIDIA driver is installed; load with"):
         load(bundle, device="cuda")
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_driver_that_does_not_work_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_gpu() -> None:
+        raise BackendError("cuInit returned error 803")
+
+    add_engine(bundle)
+    monkeypatch.setattr("mbexport.runtime.on_gpu.find_gpu", find_gpu)
+    with pytest.warns(FallbackWarning, match="THE CPU IS USED, not the GPU; cuInit returned error 803") as said:
+        load(bundle)
+    assert said[0].filename == __file__
+
+
+def test_a_tensorrt_that_does_not_load_is_a_reason(bundle: Path, machine: Machine) -> None:
+    add_engine(bundle)
+
+    def broken(_logger: Any) -> None:
+        raise TypeError("factory function returned nullptr")
+
+    machine.rtx.Runtime = broken
+    with pytest.warns(FallbackWarning, match=r"THE CPU IS USED.*TensorRT-RTX 1\.7\.1\.116: factory function returned"):
+        load(bundle)
+    assert machine.cuda.leaks() == {}
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_forked_process_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_engine(bundle)
+    model = on_gpu(bundle)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(BackendError, match="was loaded before this process was forked"):
+        model(TEXTS)
 
 
 @pytest.mark.usefixtures("machine")

@@ -48,6 +48,18 @@ class CudaApi(Protocol):
     def cudaGraphExecDestroy(self, executable: Handle, /) -> Result: ...  # noqa: D102, N802
 
 
+def load_module(name: str) -> Any:
+    """An installed module.
+
+    Raises:
+        BackendError: it does not load, as where a library that it needs is missing.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, OSError, RuntimeError) as cause:
+        raise BackendError(f"{name} is installed and does not load: {cause}") from cause
+
+
 class Cuda:
     """Memory, copies, a stream and graphs of one GPU.
 
@@ -55,11 +67,12 @@ class Cuda:
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
+        BackendError: it does not load.
     """
 
     def __init__(self) -> None:
         require("cuda.bindings")
-        self._api: CudaApi = import_module("cuda.bindings.runtime")
+        self._api: CudaApi = load_module("cuda.bindings.runtime")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """What a call returns after its status: nothing, or one value."""

@@ -14,6 +14,10 @@ NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 CAPABILITY = (75, 76)
 
 
+class NoGpuError(BackendError):
+    """There is no GPU, as on many a machine; other errors are of one that should work."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU as its driver describes it; ``compute_capability`` e.g. ``8.9``."""
@@ -26,15 +30,16 @@ def find_gpu() -> Gpu:
     """The first CUDA GPU that this process sees; ``CUDA_VISIBLE_DEVICES`` chooses among several.
 
     Raises:
-        BackendError: there is none; the message says whether the driver or the GPU is missing.
+        NoGpuError: there is none; the message says whether the driver or the GPU is missing.
+        BackendError: the driver does not work.
     """
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
-        raise BackendError(f"no NVIDIA driver is installed ({DRIVER} is not found)") from None
+        raise NoGpuError(f"no NVIDIA driver is installed ({DRIVER} is not found)") from None
     status = driver.cuInit(0)
     if status == NO_DEVICE:
-        raise BackendError("the NVIDIA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+        raise NoGpuError("the NVIDIA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES")
     _check(status, "cuInit")
     device = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
@@ -45,7 +50,7 @@ def find_gpu() -> Gpu:
         number = ctypes.c_int()
         _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
         numbers.append(number.value)
-    return Gpu(name.value.decode(), ".".join(map(str, numbers)))
+    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
 
 
 def _check(status: int, call: str) -> None:

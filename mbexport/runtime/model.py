@@ -36,6 +36,8 @@ class TruncationWarning(UserWarning):
 class Model:
     """A loaded bundle; made by :func:`load`. Safe to call from several threads.
 
+    What it holds of a GPU's memory is given back when nothing refers to it any more.
+
     Attributes:
         manifest: the bundle's manifest.
         description: the file, runtime and provider really in use.

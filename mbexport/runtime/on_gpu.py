@@ -16,10 +16,11 @@ from mbexport.runtime.backends.ort import CUDA, OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits, plan_batches, token_budget
 from mbexport.runtime.engines import choose_engines, installed_version
 from mbexport.runtime.fallback import FallbackWarning
-from mbexport.runtime.gpu import Gpu, find_gpu
+from mbexport.runtime.gpu import Gpu, NoGpuError, find_gpu
 from mbexport.runtime.schedule import Run
 from mbexport.runtime.start import Wish, choose_graphs
 
+CPU_USED = "THE CPU IS USED, not the GPU"
 T = TypeVar("T")
 
 
@@ -57,15 +58,21 @@ def start_on_gpu(bundle: Path, manifest: Manifest, wish: Wish) -> InTurn | None:
     try:
         gpu = find_gpu()
     except BackendError as cause:
-        if wish.device == "auto":
-            return None
-        raise InputError(f"device is 'cuda', and {cause}; load with device='auto' or 'cpu' to use the CPU") from cause
+        if wish.device == "cuda":
+            raise InputError(f"device is 'cuda', and {cause}; load with device='auto' or 'cpu' instead") from cause
+        if not isinstance(cause, NoGpuError):
+            _warn(f"{bundle}: {CPU_USED}; {cause}")
+        return None
     reasons: list[str] = []
     executor = _on_engine(bundle, manifest, wish, gpu, reasons) or _on_cuda_provider(bundle, manifest, wish, reasons)
     if reasons:
-        used = f"{executor.all.description} is used" if executor else "THE CPU IS USED, not the GPU"
-        warnings.warn(f"{bundle} on {gpu.name}: {used}; " + "; ".join(reasons), FallbackWarning, stacklevel=4)
+        used = f"{executor.all.description} is used" if executor else CPU_USED
+        _warn(f"{bundle} on {gpu.name}: {used}; " + "; ".join(reasons))
     return executor
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, FallbackWarning, stacklevel=5)  # in the line that called load
 
 
 def _on_engine(bundle: Path, manifest: Manifest, wish: Wish, gpu: Gpu, reasons: list[str]) -> InTurn | None:

@@ -29,8 +29,8 @@ def choose_profile(profiles: Sequence[Profile], batch: int, length: int) -> Fit 
         padded = max(batch, profile.smallest[0]), max(length, profile.smallest[1])
         if not profile.accepts(*padded):
             continue
-        places, fastest = math.prod(padded), math.prod(profile.fastest)
-        cost = (places, abs(math.log(places / fastest)), number)
+        away = sum(abs(math.log(size / at)) for size, at in zip(padded, profile.fastest, strict=True))
+        cost = (math.prod(padded), away, number)
         if best is None or cost < best[0]:
             best = cost, Fit(number, *padded)
     return best[1] if best else None

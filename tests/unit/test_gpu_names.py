@@ -6,10 +6,12 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mbexport.errors import BackendError
 from mbexport.runtime.backends import trt_api
+from mbexport.runtime.backends.session import _logger
 from mbexport.runtime.cuda import Cuda, CudaApi
 from mbexport.runtime.gpu import find_gpu
 
@@ -44,6 +46,16 @@ def test_tensorrt_rtx() -> None:
         found = module
         for part in path.split("."):
             found = getattr(found, part)
+
+
+def test_what_tensorrt_rtx_says_of_errors_is_kept() -> None:
+    module = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    faults: list[str] = []
+    logger = _logger(module, faults)
+    assert module.Runtime(logger).deserialize_cuda_engine(b"no engine" * 100) is None
+    assert any("erializ" in fault for fault in faults)
+    assert module.nptype(module.DataType.INT64) is np.int64
+    assert module.nptype(module.DataType.FLOAT) is np.float32
 
 
 def test_tensorrt_by_its_stubs() -> None:

@@ -19,7 +19,7 @@ TWO = parse_profiles("1x1:8x128:32x512,1x16:1x2048:4x8192")
         (1, 1, Fit(0, 1, 1)),
         (32, 512, Fit(0, 32, 512)),
         (4, 513, Fit(1, 4, 513)),
-        (1, 512, Fit(0, 1, 512)),  # nearer to 8x128 than to 1x2048 is 1x512
+        (1, 512, Fit(1, 1, 512)),  # nearer to 1x2048, the shape of one text, than to 8x128
         (1, 2000, Fit(1, 1, 2000)),
         (33, 1, None),
         (5, 513, None),

@@ -86,7 +86,7 @@ class Contexts:
 
     def __init__(self, trt: TensorRT, engine: CudaEngine, cuda: Cuda, stream: Handle) -> None:
         self._engine, self._cuda, self._stream = engine, cuda, stream
-        self._config, self._captures_itself = _runtime_config(trt, engine)
+        self._config, self._captures = _runtime_config(trt, engine)
         self._shared: dict[int, _Bound] = {}
         self._graphs: OrderedDict[Fit, _Graph] = OrderedDict()
         self._met: Counter[Fit] = Counter()
@@ -109,12 +109,12 @@ class Contexts:
             self._graphs.move_to_end(fit)
             self._cuda.launch(graph.executable, self._stream)
             return
-        again = not self._captures_itself and self._comes_again(fit)
-        bound = self._new(fit.profile) if again else self._bound(fit.profile)
+        own = self._own(fit) if self._comes_again(fit) else None
+        bound = own or self._bound(fit.profile)
         bound.bind(fit, inputs, outputs)
         bound.enqueue(self._stream)  # also what TensorRT asks for before it is captured
-        if again:
-            self._capture(fit, bound)
+        if own is not None:
+            self._capture(fit, own)
 
     def forget_graphs(self) -> None:
         """Drop all graphs: addresses that they hold are about to be freed."""
@@ -130,21 +130,36 @@ class Contexts:
             self._cuda.free(memory)
 
     def _comes_again(self, fit: Fit) -> bool:
+        """Whether a graph of the shape is due."""
+        if not self._captures:
+            return False
         if len(self._met) >= MOST_COUNTED:
             self._met.clear()
         self._met[fit] += 1
         return self._met[fit] >= REPEATS
 
-    def _capture(self, fit: Fit, bound: _Bound) -> None:
+    def _own(self, fit: Fit) -> _Bound | None:
+        """A context to capture a graph from; None where there is no memory for it."""
         while len(self._graphs) >= MOST_GRAPHS:
             self._drop_oldest()
         try:
-            executable = self._cuda.capture(self._stream, lambda: bound.enqueue(self._stream))
+            return self._new(fit.profile)
         except BackendError as cause:
-            self._captures_itself = True  # not tried again
-            warnings.warn(f"CUDA graphs are off, each pass is launched anew: {cause}", FallbackWarning, stacklevel=2)
-            return
-        self._graphs[fit] = _Graph(executable, bound)
+            self._stop_capturing(cause)
+            return None
+
+    def _capture(self, fit: Fit, own: _Bound) -> None:
+        try:
+            executable = self._cuda.capture(self._stream, lambda: own.enqueue(self._stream))
+        except BackendError as cause:
+            self._stop_capturing(cause)
+        else:
+            self._graphs[fit] = _Graph(executable, own)
+
+    def _stop_capturing(self, cause: BackendError) -> None:
+        """Graphs that there are stay; answers are the same without, only launched more slowly."""
+        self._captures = False
+        warnings.warn(f"no more CUDA graphs, each pass is launched anew: {cause}", FallbackWarning, stacklevel=2)
 
     def _drop_oldest(self) -> None:
         fit, graph = self._graphs.popitem(last=False)
@@ -169,11 +184,11 @@ class Contexts:
 
 
 def _runtime_config(trt: TensorRT, engine: CudaEngine) -> tuple[RuntimeConfig, bool]:
-    """How contexts are made, and whether TensorRT captures CUDA graphs itself, as TensorRT-RTX does."""
+    """How contexts are made, and whether CUDA graphs are to be captured here: TensorRT-RTX does so itself."""
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     strategies = getattr(trt, "CudaGraphStrategy", None)
     if strategies is None:
-        return config, False
+        return config, True
     config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE  # type: ignore[attr-defined]  # of TensorRT-RTX only
-    return config, True
+    return config, False

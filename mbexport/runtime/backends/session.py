@@ -129,12 +129,15 @@ class Session:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Work on the GPU. An error gets the engine's name and what TensorRT logged; the stream is idle after it."""
+        """Work on the GPU. An error gets the engine's name and what TensorRT logged; the stream is idle after it.
+
+        TensorRT's module raises RuntimeError, and TypeError where it could not make an object.
+        """
         self._faults.clear()
         try:
             with self._cuda.device():
                 yield
-        except BackendError as cause:
+        except (BackendError, RuntimeError, TypeError) as cause:
             self._wait()
             said = "; ".join(self._faults)
             raise BackendError(f"{self._name}: {cause}{said and f' ({said})'}") from cause

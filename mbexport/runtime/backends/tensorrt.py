@@ -6,7 +6,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from mbexport.runtime.backends.interface import FloatArray, IntArray
 from mbexport.runtime.backends.session import Session
 from mbexport.runtime.backends.trt_api import TensorRT
 from mbexport.runtime.batches import Limits, token_budget
-from mbexport.runtime.cuda import Cuda
+from mbexport.runtime.cuda import Cuda, load_module
 from mbexport.runtime.engines import read_engine
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
@@ -45,13 +44,13 @@ class TensorRTBackend:
     Raises:
         BundleError: the file is not the one of the manifest; it is read and hashed, 0.3 s for 300 MB.
         MissingExtraError: TensorRT or cuda-bindings is not installed.
-        BackendError: TensorRT refuses the engine, the GPU's memory is full, or CUDA failed.
+        BackendError: TensorRT does not load or refuses the engine, the GPU's memory is full, or CUDA failed.
     """
 
     def __init__(self, bundle: Path, engine: Engine) -> None:
         require(MODULES[engine.builder], "cuda.bindings")
         content = read_engine(bundle, engine)
-        trt: TensorRT = import_module(MODULES[engine.builder])
+        trt: TensorRT = load_module(MODULES[engine.builder])
         self.description = f"{Path(engine.file).name} on {NAMES[engine.builder]} {trt.__version__}"
         self._lock = threading.Lock()
         self._process = os.getpid()
