@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """Engines that fit, best first, and for each of the others why it does not."""
+    """Engines that fit, best first, and why others do not."""
 
     fitting: tuple[Engine, ...]
     refused: tuple[str, ...]
@@ -41,6 +41,8 @@ def choose_engines(
         installed: from a builder to the version of its runtime, None where there is none.
     """
     wanted = [engine for engine in engines if precision in ("auto", engine.precision)]
+    # Where the bundle has engines for this GPU, those for other machines are nothing to speak of.
+    wanted = [engine for engine in wanted if engine.compute_capability == gpu.compute_capability] or wanted
     faults = {engine: _fault(engine, gpu, precision, installed) for engine in wanted}
     fitting = sorted((engine for engine in wanted if faults[engine] is None), key=lambda engine: _rank(engine, gpu))
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))

@@ -57,6 +57,14 @@ def test_int8_and_fp8_must_be_named() -> None:
     assert names(engines, "fp8") == ["fp8"]
 
 
+def test_engines_for_other_machines_are_reasons_where_there_are_no_others() -> None:
+    others = [engine("t4", compute_capability="7.5"), engine("l4", compute_capability="8.9")]
+    assert len(choose_engines(others, A100, "auto", VERSIONS.get).refused) == 2
+    mine = engine("mine", builder_version="1.0.0.0")
+    refused = choose_engines([*others, mine], A100, "auto", VERSIONS.get).refused
+    assert [reason.split()[0] for reason in refused] == ["mine"]
+
+
 def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
     assert choose_engines([engine("fp16")], A100, "fp32", VERSIONS.get).refused == ()
 
