@@ -15,7 +15,20 @@ EXTRA_OF = {
     "sentence_transformers": "sentence",
     "matplotlib": "bench",
     "openvino": "bench",
+    "tensorrt_rtx": "trt",
+    "polygraphy": "trt",
+    "cuda.bindings": "trt",
+    "tensorrt": "tensorrt",
 }
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported; a folder of type stubs alone (``tensorrt-stubs``) cannot."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # of the package that the module is in
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def require(*modules: str) -> None:
@@ -24,7 +37,7 @@ def require(*modules: str) -> None:
     Raises:
         MissingExtraError: names the missing modules and the extra to install.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not installed(module)]
     if missing:
         extras = ",".join(sorted({EXTRA_OF[module] for module in missing}))
         raise MissingExtraError(
