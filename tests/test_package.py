@@ -45,7 +45,8 @@ def test_loading_and_running_a_bundle_stays_light(example_bundle: Path) -> None:
     script = (
         "import sys; from mbexport.runtime import load; "
         f"print(load({str(example_bundle)!r})(['The central bank raised its main interest rate.'])[0]['label']); "
-        "print({'torch', 'transformers', 'onnx', 'onnx_ir', 'click'} & set(sys.modules))"
+        "print({'torch', 'transformers', 'onnx', 'onnx_ir', 'click', 'cuda', 'tensorrt', 'tensorrt_rtx', "
+        "'mbexport.runtime.on_gpu'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["business", "set()"]

@@ -1,10 +1,12 @@
 """The runtime wrapper: texts in, answers out.
 
-It imports numpy, onnxruntime and tokenizers; never torch, transformers or onnx.
+It imports numpy, onnxruntime and tokenizers; never torch, transformers or onnx. TensorRT and CUDA are
+imported where a GPU and an engine for it are there.
 """
 
 from __future__ import annotations
 
+from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.model import Model, TruncationWarning, load
 
-__all__ = ["Model", "TruncationWarning", "load"]
+__all__ = ["FallbackWarning", "Model", "TruncationWarning", "load"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from mbexport.errors import BackendError
+from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.schedule import MOST_LANES, Run, share_cores
+from mbexport.runtime.schedule import MOST_LANES, Run, plan_runs, share_cores
 
 T = TypeVar("T")
 
@@ -48,7 +49,11 @@ class Cores:
         self._pair: tuple[OnnxRuntimeBackend, ThreadPoolExecutor] | None = None
         self._process = os.getpid()
 
-    def map(self, forward: Callable[[OnnxRuntimeBackend, Run], T], runs: Sequence[Run]) -> Iterator[tuple[Run, T]]:
+    def plan(self, lengths: Sequence[int]) -> list[Run]:
+        """See :func:`plan_runs`."""
+        return plan_runs(lengths)
+
+    def map(self, forward: Callable[[Backend, Run], T], runs: Sequence[Run]) -> Iterator[tuple[Run, T]]:
         """Each run and what ``forward`` makes of it, as they are done.
 
         Raises:

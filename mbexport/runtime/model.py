@@ -14,16 +14,16 @@ import numpy as np
 
 from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
-from mbexport.manifest import Graph, Manifest
-from mbexport.runtime.backends.ort import IntArray, OnnxRuntimeBackend
-from mbexport.runtime.cores import Cores
+from mbexport.manifest import Manifest
+from mbexport.runtime.backends.interface import Backend, IntArray
 from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
-from mbexport.runtime.schedule import Run, plan_runs
+from mbexport.runtime.schedule import Run
 from mbexport.runtime.spans import best_span
+from mbexport.runtime.start import Executor, Wish, start
 from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks
 from mbexport.texts import Text
 
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda")
 MOST_THREADS = 1024
 Outputs = dict[str, FloatArray]  # of one text, by name
 TOP_TOKENS = 5  # answers to one mask
@@ -36,18 +36,20 @@ class TruncationWarning(UserWarning):
 class Model:
     """A loaded bundle; made by :func:`load`. Safe to call from several threads.
 
+    What it holds of a GPU's memory is given back when nothing refers to it any more.
+
     Attributes:
         manifest: the bundle's manifest.
         description: the file, runtime and provider really in use.
         truncated: how many texts were cut to ``manifest.max_length`` tokens so far.
     """
 
-    def __init__(self, manifest: Manifest, encoder: TextEncoder, cores: Cores) -> None:
+    def __init__(self, manifest: Manifest, encoder: TextEncoder, executor: Executor) -> None:
         self.manifest = manifest
-        self.description = cores.all.description
+        self.description = executor.all.description
         self.truncated = 0
         self._encoder = encoder
-        self._cores = cores
+        self._executor = executor
         self._lock = threading.Lock()
         self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
@@ -90,7 +92,7 @@ class Model:
         if self.manifest.task != "text-classification":
             raise InputError(f"a {self.manifest.task} bundle has no logits of whole texts; use outputs() or embed()")
         rows = [output["logits"] for output in self.outputs(texts)]
-        return np.stack(rows) if rows else np.empty((0, self._cores.all.width("logits")), np.float32)
+        return np.stack(rows) if rows else np.empty((0, self._executor.all.width("logits")), np.float32)
 
     def embed(
         self, texts: Sequence[Text], prompt_name: str | None = None, truncate_dim: int | None = None
@@ -115,7 +117,7 @@ class Model:
             raise InputError(f"truncate_dim is {truncate_dim!r}, expected a whole number from 1, or None")
         name = "last_hidden_state" if manifest.sentence is None else "sentence_embedding"
         encoded = self._encode(self._with_prompt(_items(texts), prompt_name))
-        vectors = np.empty((len(encoded), self._cores.all.width(name)), np.float32)
+        vectors = np.empty((len(encoded), self._executor.all.width(name)), np.float32)
         for number, output in self._results(_ids(encoded)):  # pooled as they come: token vectors need much memory
             vectors[number] = pool(output[name], manifest.pooling) if manifest.sentence is None else output[name]
         return self._truncate(vectors, truncate_dim)
@@ -224,11 +226,11 @@ class Model:
         """Number and outputs of each text as they are computed."""
         if self._mask_id is not None:
             check_masks(token_ids, self._mask_id, self.manifest)
-        runs = plan_runs([len(ids) for ids in token_ids])
-        for run, rows in self._cores.map(lambda backend, run: self._forward(backend, run, token_ids), runs):
+        runs = self._executor.plan([len(ids) for ids in token_ids])
+        for run, rows in self._executor.map(lambda backend, run: self._forward(backend, run, token_ids), runs):
             yield from zip(run.texts, rows, strict=True)
 
-    def _forward(self, backend: OnnxRuntimeBackend, run: Run, token_ids: Sequence[IntArray]) -> list[Outputs]:
+    def _forward(self, backend: Backend, run: Run, token_ids: Sequence[IntArray]) -> list[Outputs]:
         """One forward pass: the outputs of each of the run's texts, without its padding."""
         lengths = np.array([len(token_ids[number]) for number in run.texts])
         mask = (np.arange(run.length) < lengths[:, None]).astype(np.int64)
@@ -282,30 +284,33 @@ def load(
 
     Args:
         bundle: a directory that ``mbexport onnx`` wrote.
-        device: ``auto`` or ``cpu``; other devices are refused, never replaced in silence.
-        precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``.
+        device: ``cpu``; ``cuda`` for the first GPU that this process sees; ``auto`` for that GPU where
+            there is one and something here can use it, else the CPU. On a GPU an engine is used that was
+            built for its compute capability by the installed TensorRT release, else ONNX Runtime's CUDA
+            provider, else the CPU. Each step down is warned of, with the reasons (FallbackWarning).
+        precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
+            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
-        share_cores: whether texts of one call may run side by side, one core each. It is faster;
+        share_cores: on a CPU, whether texts of one call may run side by side, one core each. It is faster;
             the first such call waits for a second session to load, and from then on the packed
             weights are in memory twice.
 
     Raises:
-        BundleError: no bundle there, a file of it missing or cut short, no such precision.
-        InputError: a device that this runtime does not run on.
+        BundleError: no bundle there, a file of it missing, cut short or changed, no such precision.
+        InputError: no such device, or ``cuda`` where there is no GPU.
         BackendError: ONNX Runtime refuses the graph.
     """
     if device not in DEVICES:
-        raise InputError(f"device is {device!r}, this version runs on {' or '.join(DEVICES)}")
+        raise InputError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}, or None")
     directory = Path(bundle)
     manifest = manifests.read(directory)
-    graph = _choose_graph(directory, manifest, precision)
     manifests.check_files(directory, manifest)
     with ThreadPoolExecutor(1) as other_core:  # a tokenizer of 50,000 words takes a third of a graph's time
         loading = other_core.submit(bundle_encoder, directory, manifest)
-        cores = Cores(directory / graph.file, threads, as_written=graph.fused, share=share_cores)
+        executor = start(directory, manifest, Wish(device, precision, threads, share_cores))
         encoder = loading.result()
     if manifest.task == "fill-mask" and (not manifest.mask_token or encoder.token_id(manifest.mask_token) is None):
         raise BundleError(
@@ -313,15 +318,7 @@ def load(
             "set mask_token in the checkpoint's tokenizer_config.json and export again"
         )
     labels = len(manifest.labels or ())
-    if manifest.task in ("text-classification", "token-classification") and cores.all.width("logits") != labels:
-        raise BundleError(f"{directory}: the manifest has {labels} labels, {graph.file} another number; export again")
-    return Model(manifest, encoder, cores)
-
-
-def _choose_graph(directory: Path, manifest: Manifest, precision: str) -> Graph:
-    wanted = "fp32" if precision == "auto" else precision
-    graphs = [graph for graph in manifest.graphs if graph.precision == wanted]
-    if not graphs:
-        have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
-        raise BundleError(f"{directory} holds no {wanted} graph; it has {have}")
-    return max(graphs, key=lambda graph: (graph.selects_tokens, graph.fused))
+    if manifest.task in ("text-classification", "token-classification") and executor.all.width("logits") != labels:
+        found = f"{executor.all.description} {executor.all.width('logits')}"
+        raise BundleError(f"{directory}: the manifest has {labels} labels, {found}; export again")
+    return Model(manifest, encoder, executor)

@@ -1,1 +1,1 @@
-"""What runs a graph. A backend has ``run(input_ids, attention_mask)`` and says what it is."""
+"""What runs a graph or an engine: ``interface.Backend`` says what all of them have in common."""

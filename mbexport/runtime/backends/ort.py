@@ -1,19 +1,19 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU or through its CUDA provider."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from mbexport.errors import BackendError
+from mbexport.runtime.backends.interface import FloatArray, IntArray
 
 onnxruntime.disable_telemetry_events()
 
-IntArray = npt.NDArray[np.int64]
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeBackend:
@@ -24,35 +24,49 @@ class OnnxRuntimeBackend:
         threads: cores that one call uses; None leaves the choice to ONNX Runtime.
         as_written: ONNX Runtime takes the graph as it is; a graph in its own dialect gains
             nothing by its optimizations, which take time at every start.
+        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``, which is then really used:
+            ONNX Runtime would put the CPU in its place without an error.
 
     Attributes:
         per_token: names of the outputs that have a place for each token.
         description: the file, runtime and provider in use.
 
     Raises:
-        BackendError: ONNX Runtime refuses the file.
+        BackendError: ONNX Runtime refuses the file, or the provider does not work here.
     """
 
-    def __init__(self, graph: Path, threads: int | None = None, *, as_written: bool = False) -> None:
+    def __init__(
+        self, graph: Path, threads: int | None = None, *, as_written: bool = False, provider: str = CPU
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, and said once
         if as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
+        said = _load_cuda() if provider == CUDA else ""
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            # enable_fallback: a session whose provider fails in a run would go on with the CPU, for good.
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
         except Exception as cause:  # onnxruntime's errors share no public base class
             raise BackendError(
                 f"{graph} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
             ) from cause
+        used = self._session.get_providers()[0]
+        if used != provider:
+            raise BackendError(
+                f"{provider} of ONNX Runtime {onnxruntime.__version__} does not work here, it took {used}; "
+                f"its CUDA and cuDNN libraries may be missing{said and ': ' + said}"
+            )
         outputs = self._session.get_outputs()
-        self._widths: dict[str, int] = {output.name: output.shape[-1] for output in outputs}
+        sizes = {output.name: output.shape[-1] for output in outputs}
+        self._widths = {name: size if isinstance(size, int) else 1 for name, size in sizes.items()}
+        self._selects = any(given.name == "positions" for given in self._session.get_inputs())
         self.per_token = frozenset(output.name for output in outputs if "sequence" in output.shape)
-        self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
+        self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, {provider}"
 
     def width(self, output: str) -> int:
-        """Size of an output's last axis, 0 where the graph has no such output."""
+        """Size of an output's last axis, 1 where that is the tokens', 0 where the graph has no such output."""
         return self._widths.get(output, 0)
 
     def run(
@@ -61,13 +75,13 @@ class OnnxRuntimeBackend:
         attention_mask: IntArray,
         positions: IntArray | None = None,
         wanted: Sequence[str] | None = None,
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    ) -> dict[str, FloatArray]:
         """One forward pass.
 
         Args:
             input_ids: [batch, sequence].
             attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
-            positions: [selected], for a graph that selects tokens: row * sequence + place.
+            positions: [selected], of the tokens whose outputs are wanted: row * sequence + place.
             wanted: names of the outputs; None for all.
 
         Returns:
@@ -77,11 +91,44 @@ class OnnxRuntimeBackend:
             BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if positions is not None:
+        if positions is not None and self._selects:
             inputs["positions"] = positions
         try:
             values = self._session.run(wanted, inputs)
         except Exception as cause:
             shape = "x".join(map(str, input_ids.shape))
             raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
-        return dict(zip(wanted or self._widths, values, strict=True))
+        outputs = dict(zip(wanted or self._widths, values, strict=True))
+        if positions is None or self._selects:
+            return outputs
+        return {name: _rows(value, positions) if name in self.per_token else value for name, value in outputs.items()}
+
+
+def _rows(values: FloatArray, positions: IntArray) -> FloatArray:
+    """Of outputs [batch, sequence, ...], those at some positions, [selected, ...]."""
+    return values.reshape(-1, *values.shape[2:])[positions]
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime was built with CUDA; whether it works shows when a graph is loaded."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def _load_cuda() -> str:
+    """Load CUDA and cuDNN from NVIDIA's wheels where they are installed; what ONNX Runtime says about it.
+
+    Raises:
+        BackendError: this ONNX Runtime was built without CUDA.
+    """
+    if not has_cuda():
+        raise BackendError(
+            f"the installed ONNX Runtime {onnxruntime.__version__} has no {CUDA}; "
+            "put the GPU's in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints
+        onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())

@@ -1,0 +1,58 @@
+"""Whether a CUDA GPU is here, asked of the driver itself: no package is needed, none is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+from mbexport.errors import BackendError
+
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+CAPABILITY = (75, 76)
+
+
+class NoGpuError(BackendError):
+    """There is no GPU, as on many a machine; other errors are of one that should work."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver describes it; ``compute_capability`` e.g. ``8.9``."""
+
+    name: str
+    compute_capability: str
+
+
+def find_gpu() -> Gpu:
+    """The first CUDA GPU that this process sees; ``CUDA_VISIBLE_DEVICES`` chooses among several.
+
+    Raises:
+        NoGpuError: there is none; the message says whether the driver or the GPU is missing.
+        BackendError: the driver does not work.
+    """
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        raise NoGpuError(f"no NVIDIA driver is installed ({DRIVER} is not found)") from None
+    status = driver.cuInit(0)
+    if status == NO_DEVICE:
+        raise NoGpuError("the NVIDIA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    _check(status, "cuInit")
+    device = ctypes.c_int()
+    _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    name = ctypes.create_string_buffer(256)
+    _check(driver.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
+    numbers = []
+    for attribute in CAPABILITY:
+        number = ctypes.c_int()
+        _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
+        numbers.append(number.value)
+    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
+
+
+def _check(status: int, call: str) -> None:
+    if status:
+        raise BackendError(f"the NVIDIA driver failed: {call} returned error {status}; check nvidia-smi")

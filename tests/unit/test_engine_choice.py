@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import pytest
+
+from mbexport.errors import BackendError
+from mbexport.manifest import Engine
+from mbexport.runtime.engines import choose_engines, installed_version, same_release
+from mbexport.runtime.gpu import DRIVER, Gpu, find_gpu
+
+A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
+VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
+
+
+def engine(file: str, **fields: Any) -> Engine:
+    entry = {
+        "file": file,
+        "gpu": "a100",
+        "compute_capability": "8.0",
+        "precision": "fp16",
+        "builder": "tensorrt-rtx",
+        "builder_version": VERSIONS.get(fields.get("builder", "tensorrt-rtx")),
+        "profile": "1x1:8x128:32x512",
+        "sha256": "0",
+        "bytes": 1,
+        "graph": "onnx/model_fp16.onnx",
+    }
+    return Engine(**(entry | fields))
+
+
+def names(engines: list[Engine], precision: str = "auto", gpu: Gpu = A100) -> list[str]:
+    return [found.file for found in choose_engines(engines, gpu, precision, VERSIONS.get).fitting]
+
+
+def test_the_best_comes_first() -> None:
+    engines = [
+        engine("fp32", precision="fp32", builder="tensorrt"),
+        engine("bf16", precision="bf16"),
+        engine("a30", gpu="a30", builder="tensorrt"),
+        engine("short"),
+        engine("long", profile="1x1:8x128:32x512,1x1:1x2048:2x8192"),
+        engine("tuned", builder="tensorrt"),
+    ]
+    assert names(engines) == ["tuned", "long", "short", "a30", "bf16", "fp32"]
+    assert names(engines, "fp32") == ["fp32"]
+    assert names(engines, "int8") == []
+
+
+def test_int8_and_fp8_must_be_named() -> None:
+    engines = [engine("int8", precision="int8"), engine("fp8", precision="fp8")]
+    choice = choose_engines(engines, A100, "auto", VERSIONS.get)
+    assert choice.fitting == ()
+    assert [reason.split(" is ")[0] for reason in choice.refused] == ["int8", "fp8"]
+    assert names(engines, "fp8") == ["fp8"]
+
+
+def test_engines_for_other_machines_are_reasons_where_there_are_no_others() -> None:
+    others = [engine("t4", compute_capability="7.5"), engine("l4", compute_capability="8.9")]
+    assert len(choose_engines(others, A100, "auto", VERSIONS.get).refused) == 2
+    mine = engine("mine", builder_version="1.0.0.0")
+    refused = choose_engines([*others, mine], A100, "auto", VERSIONS.get).refused
+    assert [reason.split()[0] for reason in refused] == ["mine"]
+
+
+def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
+    assert choose_engines([engine("fp16")], A100, "fp32", VERSIONS.get).refused == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"compute_capability": "8.6"}, "compute capability 8.6; NVIDIA A100-SXM4-40GB has 8.0"),
+        ({"builder_version": "1.7.0.33"}, "here is 1.7.1.116"),
+        ({"builder": "tensorrt", "builder_version": "10.13.2.6"}, "here is 10.13.3.9"),
+        ({"builder": "other", "builder_version": "1"}, "this version runs engines of tensorrt-rtx and tensorrt"),
+    ],
+)
+def test_every_reason_is_one_sentence(fields: dict[str, str], reason: str) -> None:
+    choice = choose_engines([engine("e", **fields)], A100, "auto", VERSIONS.get)
+    assert choice.fitting == ()
+    assert reason in choice.refused[0]
+    assert choice.refused[0].startswith("e ")
+    assert "\n" not in choice.refused[0]
+
+
+@pytest.mark.parametrize(("builder", "extra"), [("tensorrt-rtx", "trt"), ("tensorrt", "tensorrt")])
+def test_a_missing_tensorrt_is_named_with_its_extra(builder: str, extra: str) -> None:
+    choice = choose_engines([engine("e", builder=builder)], A100, "auto", lambda _: None)
+    assert choice.refused == (f"e needs {builder}, which is not installed: pip install 'mbexport[{extra}]'",)
+
+
+def test_releases() -> None:
+    assert same_release("1.7.1.116", "1.7.1.200")
+    assert not same_release("1.7.1.116", "1.7.0.116")
+    assert not same_release("10.13.0.35", "10.14.0.35")
+    assert not same_release("1.7", "1.7.1")
+
+
+def test_installed_versions_are_read_without_an_import() -> None:
+    before = set(sys.modules)
+    version = installed_version("tensorrt-rtx")
+    assert version is None or version.count(".") >= 2
+    assert not {"tensorrt", "tensorrt_rtx"} & (set(sys.modules) - before)
+
+
+class Driver:
+    """The driver library of a machine with one RTX 4090."""
+
+    def __init__(self, **status: int) -> None:
+        self._status = status
+
+    def cuInit(self, _flags: int) -> int:
+        return self._status.get("cuInit", 0)
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:
+        device._obj.value = number
+        return self._status.get("cuDeviceGet", 0)
+
+    def cuDeviceGetName(self, name: Any, size: int, _device: Any) -> int:
+        assert size == len(name)
+        name.value = b"NVIDIA GeForce RTX 4090"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _device: Any) -> int:
+        value._obj.value = {75: 8, 76: 9}[attribute]
+        return 0
+
+
+def with_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if name == DRIVER else None)
+
+
+def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, Driver())
+    assert find_gpu() == Gpu("NVIDIA GeForce RTX 4090", "8.9")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"cuInit": 100}, "the NVIDIA driver sees no GPU"),
+        ({"cuInit": 803}, "cuInit returned error 803"),
+        ({"cuDeviceGet": 1}, "cuDeviceGet returned error 1"),
+    ],
+)
+def test_a_driver_without_a_gpu(status: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, Driver(**status))
+    with pytest.raises(BackendError, match=message):
+        find_gpu()
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(BackendError, match="no NVIDIA driver is installed"):
+        find_gpu()
