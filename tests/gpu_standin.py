@@ -26,9 +26,9 @@ import onnxruntime
 import pytest
 
 from mbexport import manifest as manifests
+from mbexport.driver import Gpu
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
-from mbexport.runtime.gpu import Gpu
 
 GPU = Gpu("Stand-in A100", "8.0")
 DEVICE_BASE = 1 << 40  # addresses that no host pointer has

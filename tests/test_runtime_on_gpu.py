@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from mbexport import export_onnx
+from mbexport.driver import NoGpuError
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.runtime import FallbackWarning, Model, load
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
-from mbexport.runtime.gpu import NoGpuError
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.gpu_standin import FakeEngine, Machine, Status, add_engine
 
@@ -344,8 +344,8 @@ def test_another_gpu_of_the_thread_stays_current(bundle: Path, machine: Machine)
 def test_without_a_gpu_an_engine_loads_nothing_of_cuda(bundle: Path) -> None:
     add_engine(bundle)
     script = (
-        "import sys; from mbexport.runtime import gpu, load, on_gpu\n"
-        "def find_gpu(): raise gpu.NoGpuError('none')\n"
+        "import sys; from mbexport import driver; from mbexport.runtime import load, on_gpu\n"
+        "def find_gpu(): raise driver.NoGpuError('none')\n"
         f"on_gpu.find_gpu = find_gpu; load({str(bundle)!r}); print({{'cuda', 'tensorrt_rtx'}} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 
+from mbexport.driver import find_gpu, gpu_memory
 from mbexport.engines.gpus import GPUS, Gpu
-from mbexport.errors import InputError
-from mbexport.optional import installed
+from mbexport.errors import BackendError, InputError
 
 
 def local_gpu() -> Gpu:
     """The first GPU of this machine: its row of the table, or one made of what the driver says.
 
     Raises:
-        InputError: no driver, no GPU, or no cuda-bindings to ask.
+        InputError: no driver, or no GPU.
     """
-    advice = "name the GPU that the engine is for, e.g. --gpu t4"
-    if not installed("cuda.bindings"):
-        raise InputError(f"--gpu auto asks the driver through cuda-bindings (pip install 'mbexport[trt]'); or {advice}")
-    from cuda.bindings import driver
-
     try:
-        values = _describe(driver)
-    except RuntimeError as cause:  # also what cuda-bindings raises where there is no driver library
-        reason = str(cause).split(". ", maxsplit=1)[0]
-        raise InputError(f"this machine's GPU cannot be read ({reason:.120}); {advice}") from cause
-    return gpu_of(*values)
-
-
-def _describe(driver: Any) -> tuple[str, tuple[int, int], int]:
-    """Name, compute capability and bytes of memory of device 0."""
-
-    def call(function: str, *arguments: Any) -> Any:
-        status, *values = getattr(driver, function)(*arguments)
-        if int(status) != 0:
-            raise RuntimeError(f"{function} answered {getattr(status, 'name', status)}")
-        return values[0] if values else None
-
-    call("cuInit", 0)
-    device = call("cuDeviceGet", 0)
-    attribute = driver.CUdevice_attribute
-    kinds = (
-        attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-        attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-    )
-    major, minor = (int(call("cuDeviceGetAttribute", kind, device)) for kind in kinds)
-    name = call("cuDeviceGetName", 100, device).decode("utf-8", "replace").rstrip("\0")
-    return name, (major, minor), int(call("cuDeviceTotalMem", device))
+        device, memory = find_gpu(), gpu_memory()
+    except BackendError as cause:
+        raise InputError(f"{cause}; or name the GPU that the engine is for, e.g. --gpu t4") from cause
+    major, minor = map(int, device.compute_capability.split("."))
+    return gpu_of(device.name, (major, minor), memory)
 
 
 def gpu_of(title: str, compute_capability: tuple[int, int], memory: int) -> Gpu:

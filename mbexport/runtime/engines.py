@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbexport.driver import Gpu
 from mbexport.errors import BundleError
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
-from mbexport.runtime.gpu import Gpu
 
 # What precision="auto" takes, by preference. INT8 and FP8 cost quality, so they must be named.
 AUTOMATIC = ("fp16", "bf16", "fp32")

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from mbexport.driver import Gpu, NoGpuError, find_gpu
 from mbexport.errors import BackendError, InputError, MissingExtraError
 from mbexport.manifest import Engine, Manifest
 from mbexport.runtime.backends.interface import Backend
@@ -16,7 +17,6 @@ from mbexport.runtime.backends.ort import CUDA, OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits, plan_batches, token_budget
 from mbexport.runtime.engines import choose_engines, installed_version
 from mbexport.runtime.fallback import FallbackWarning
-from mbexport.runtime.gpu import Gpu, NoGpuError, find_gpu
 from mbexport.runtime.schedule import Run
 from mbexport.runtime.start import Wish, choose_graphs
 

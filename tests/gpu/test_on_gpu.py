@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mbexport.driver import Gpu, find_gpu
 from mbexport.errors import BackendError, InputError
 from mbexport.runtime import Model, load
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
-from mbexport.runtime.gpu import Gpu, find_gpu
 from tests.checkpoints import EXAMPLE
 
 TEXTS = [

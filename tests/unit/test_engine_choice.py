@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
 from mbexport.runtime.engines import choose_engines, installed_version, same_release
-from mbexport.runtime.gpu import DRIVER, Gpu, find_gpu
 
 A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
@@ -128,6 +128,10 @@ class Driver:
         value._obj.value = {75: 8, 76: 9}[attribute]
         return 0
 
+    def cuDeviceTotalMem_v2(self, size: Any, _device: Any) -> int:
+        size._obj.value = 24 * 2**30
+        return 0
+
 
 def with_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if name == DRIVER else None)
@@ -136,6 +140,7 @@ def with_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(monkeypatch, Driver())
     assert find_gpu() == Gpu("NVIDIA GeForce RTX 4090", "8.9")
+    assert gpu_memory() == 24 * 2**30
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from mbexport import driver
 from mbexport.checkpoint.spec import ModelSpec, parse_config
 from mbexport.engines import builders, local, process, shapes
 from mbexport.engines.builders import choose_targets
@@ -60,7 +60,7 @@ def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
         ("h100", "auto", "fp16", "on a machine that has the h100"),
         ("h200", "tensorrt-rtx", "fp16", "and h200 has 9.0; build it on a machine that has the h200"),
         ("a100", "tensorrt", "fp16", "no GPU can be read on this machine; run this on a machine that has the a100"),
-        ("auto", "auto", "fp16", "name the GPU that the engine is for"),
+        ("auto", "auto", "fp16", "no NVIDIA driver is installed; or name the GPU that the engine is for"),
         ("a100", "trtexec", "fp16", "expected one of auto, tensorrt-rtx, tensorrt"),
         ("a100", "auto", "int4", "expected one of fp16, bf16, fp32"),
     ],
@@ -68,7 +68,7 @@ def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
 def test_what_cannot_be_built_is_refused_at_once(
     gpu: str, builder: str, precision: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cuda.bindings.driver", Driver(status=100))
+    monkeypatch.setattr(local, "find_gpu", without_gpu)
     with pytest.raises(InputError, match=message):
         choose_targets([gpu], builder, precision)
 
@@ -81,38 +81,13 @@ def test_one_refusal_refuses_all_and_none_is_one() -> None:
     assert [target.gpu.name for target in choose_targets(["a100", "t4", "A100"], "auto", "fp16")] == ["a100", "t4"]
 
 
-class Driver:
-    """cuda.bindings.driver of a machine with one GPU."""
-
-    CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
-    )
-
-    def __init__(self, name: str = "", capability: tuple[int, int] = (0, 0), memory: int = 0, status: int = 0) -> None:
-        self.values = (name.encode() + b"\0\0", capability, memory)
-        self.status = status
-
-    def cuInit(self, _: int) -> tuple[int]:
-        return (self.status,)
-
-    def cuDeviceGet(self, _: int) -> tuple[int, int]:
-        return 0, 7
-
-    def cuDeviceGetAttribute(self, kind: int, device: int) -> tuple[int, int]:
-        assert device == 7
-        return 0, self.values[1][kind]
-
-    def cuDeviceGetName(self, _: int, device: int) -> tuple[int, bytes]:
-        assert device == 7
-        return 0, self.values[0]
-
-    def cuDeviceTotalMem(self, device: int) -> tuple[int, int]:
-        assert device == 7
-        return 0, self.values[2]
+def without_gpu() -> None:
+    raise driver.NoGpuError("no NVIDIA driver is installed")
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], memory: float) -> None:
-    monkeypatch.setattr("cuda.bindings.driver", Driver(name, capability, int(memory * 2**30)))
+    monkeypatch.setattr(local, "find_gpu", lambda: driver.Gpu(name, "{}.{}".format(*capability)))
+    monkeypatch.setattr(local, "gpu_memory", lambda: int(memory * 2**30))
 
 
 @pytest.mark.parametrize(

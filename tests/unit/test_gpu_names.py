@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mbexport.driver import find_gpu
 from mbexport.errors import BackendError
 from mbexport.runtime.backends import trt_api
 from mbexport.runtime.backends.session import _logger
 from mbexport.runtime.cuda import Cuda, CudaApi
-from mbexport.runtime.gpu import find_gpu
 
 CLASSES = {
     "IExecutionContext": trt_api.Context,

@@ -1,4 +1,4 @@
-"""Whether a CUDA GPU is here, asked of the driver itself: no package is needed, none is loaded."""
+"""Which CUDA GPU is here, asked of the driver itself: no package is needed, none is loaded."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def find_gpu() -> Gpu:
         NoGpuError: there is none; the message says whether the driver or the GPU is missing.
         BackendError: the driver does not work.
     """
+    driver, device = _first_device()
+    name = ctypes.create_string_buffer(256)
+    _check(driver.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
+    numbers = []
+    for attribute in CAPABILITY:
+        number = ctypes.c_int()
+        _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
+        numbers.append(number.value)
+    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
+
+
+def gpu_memory() -> int:
+    """Bytes of memory of the GPU that :func:`find_gpu` finds, whoever uses them.
+
+    Raises:
+        BackendError: as :func:`find_gpu`.
+    """
+    driver, device = _first_device()
+    size = ctypes.c_size_t()
+    _check(driver.cuDeviceTotalMem_v2(ctypes.byref(size), device), "cuDeviceTotalMem")
+    return size.value
+
+
+def _first_device() -> tuple[ctypes.CDLL, ctypes.c_int]:
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
@@ -43,14 +67,7 @@ def find_gpu() -> Gpu:
     _check(status, "cuInit")
     device = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
-    name = ctypes.create_string_buffer(256)
-    _check(driver.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
-    numbers = []
-    for attribute in CAPABILITY:
-        number = ctypes.c_int()
-        _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
-        numbers.append(number.value)
-    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
+    return driver, device
 
 
 def _check(status: int, call: str) -> None:
