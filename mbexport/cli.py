@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import click
 
-from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, progress_bar
+from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, noted_warnings, progress_bar
 from mbexport.errors import BundleError, InputError
 from mbexport.files import to_json
-from mbexport.options import BUILDERS, DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, ENGINE_PRECISIONS, REFERENCES
+from mbexport.options import BUILDERS, DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, DEVICES, ENGINE_PRECISIONS, REFERENCES
 from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text
 from mbexport.version import __version__
 
@@ -207,11 +206,14 @@ def bench(  # noqa: PLR0913 (one parameter an option)
 @click.option("--prompt", help="Name of a prompt of the model's to put before each TEXT (embeddings).")
 @click.option("--file", "file", type=DIRECTORY, help="Texts from a file (.txt, .jsonl, .json or .csv).")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores to use; default: as ONNX Runtime chooses.")
+@click.option(
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="auto takes a GPU where one is."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
 @common_options
 def predict(
     bundle_and_texts: tuple[str, ...], question: str | None, prompt: str | None, file: Path | None,
-    threads: int | None, as_json: bool, quiet: bool,
+    threads: int | None, device: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Answer TEXTs, those of --file, or standard input line by line, with a bundle."""
     from mbexport.runtime import load
@@ -220,15 +222,16 @@ def predict(
     bundle, given = _split_bundle(bundle_and_texts)
     if given and file:
         raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
-    model = load(bundle, threads=threads, share_cores=not given)  # a few texts do not pay for a second session
+    with noted_warnings(quiet=quiet):
+        # A few texts do not pay for a second session.
+        model = load(bundle, device, threads=threads, share_cores=not given)
     task = model.manifest.task
     texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
     if question is not None:
         texts = [(question, list(texts))] if task == "multiple-choice" else _paired(question, texts)
     total = len(texts) if isinstance(texts, list) else 0  # of a stream nobody knows
     silent = quiet or not total or sys.stdout.isatty()  # answers on the screen show the progress themselves
-    with warnings.catch_warnings(record=True) as caught, progress_bar("Answering", quiet=silent) as progress:
-        warnings.simplefilter("always")
+    with noted_warnings(quiet=quiet), progress_bar("Answering", quiet=silent) as progress:
         done = 0
         for chunk in _chunks(texts):
             answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
@@ -236,8 +239,6 @@ def predict(
                 click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
             done += len(chunk)
             progress(done, total, "")
-    for warning in caught:
-        note(str(warning.message), quiet=quiet)
 
 
 def _paired(question: str, texts: Iterable[Any]) -> Iterable[Any]:

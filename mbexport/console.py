@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
@@ -87,6 +88,18 @@ def note(message: str, *, quiet: bool, kind: str = "note") -> None:
     """A line on standard error, unless ``quiet``; ``kind``, e.g. ``warning``, stands before it."""
     if not quiet:
         click.echo(f"{kind}: {message}", err=True)
+
+
+@contextlib.contextmanager
+def noted_warnings(*, quiet: bool) -> Iterator[None]:
+    """Python's warnings as lines on standard error, once the block ends."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                note(str(warning.message), quiet=quiet)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

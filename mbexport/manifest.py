@@ -66,7 +66,8 @@ class Engine:
     """One TensorRT engine: the GPU it was built for, the builder, and the graph it was built from.
 
     ``profile``: its optimization profiles as ``mbexport.profiles`` writes them; ``compute_capability``
-    as NVIDIA writes it, e.g. ``8.9``; ``builder`` is ``tensorrt-rtx`` or ``tensorrt``.
+    as NVIDIA writes it, e.g. ``8.9``; ``builder`` is ``tensorrt-rtx`` or ``tensorrt``;
+    ``graph_sha256`` is of the graph as it was then.
     """
 
     file: str
@@ -79,6 +80,7 @@ class Engine:
     sha256: str
     bytes: int
     graph: str
+    graph_sha256: str
 
 
 @dataclass(frozen=True)

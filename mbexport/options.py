@@ -5,5 +5,6 @@ from __future__ import annotations
 DEFAULT_BUNDLE = "mbexport-out"
 DEFAULT_MAX_LENGTH = 2048  # tokens of the longest input that validate compares on
 REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")  # PyTorch's attention implementations
+DEVICES = ("auto", "cpu", "cuda")  # that the runtime loads a bundle on
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 BUILDERS = ("auto", "tensorrt-rtx", "tensorrt")

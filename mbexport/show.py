@@ -98,19 +98,21 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
     rows.append(("max_length", f"{manifest.max_length} tokens"))
     rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
+    graphs = {graph.file: graph.sha256 for graph in manifest.graphs}
     for engine in manifest.engines:
-        rows += _engine_facts(engine)
+        rows += _engine_facts(engine, current=graphs.get(engine.graph) == engine.graph_sha256)
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
     return facts(rows)
 
 
-def _engine_facts(engine: Engine) -> list[tuple[str, str]]:
-    """The engine, and a row for each of its profiles."""
+def _engine_facts(engine: Engine, *, current: bool) -> list[tuple[str, str]]:
+    """The engine, and a row for each of its profiles; ``current``: it was built from the graph that is there."""
     target = f"{engine.gpu} (compute capability {engine.compute_capability})"
     built = f"{engine.precision}, {engine.builder} {engine.builder_version}, {engine.bytes / 1e6:.1f} MB"
+    origin = engine.graph if current else f"an earlier {engine.graph}"
     return [
-        ("engine", f"{engine.file}: {target}, {built}, of {engine.graph}"),
+        ("engine", f"{engine.file}: {target}, {built}, of {origin}"),
         *(("profile", f"  {profile_text(profile)}") for profile in parse_profiles(engine.profile)),
     ]
 

@@ -450,6 +450,7 @@ def add_engine(bundle: Path, profile: str = "1x1:8x128:32x2048", **entry: Any) -
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
         "graph": "onnx/model.onnx",
+        "graph_sha256": "0" * 64,
     }
     engine = Engine(**(fields | entry))
     set_engines(bundle, *manifests.read(bundle).engines, engine)

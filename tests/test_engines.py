@@ -103,9 +103,14 @@ def test_other_precisions_of_the_example(precision: str, fused: int, example_bun
 def test_parts_kept_in_fp32(example_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
     (half,) = build_engine(bundle, gpu="a10", profiles=SMALL)
+    build_engine(bundle, gpu="l4", profiles=SMALL)
     (mixed,) = build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["head"])
+    shown = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    assert [line.split(", of ")[1] for line in shown.splitlines() if ".engine" in line] == [
+        "an earlier onnx/model_fp16.onnx", "onnx/model_fp16.onnx"
+    ]  # fmt: skip
     assert mixed.engine.sha256 != half.engine.sha256
-    assert mixed.graph_sha256 != half.graph_sha256
+    assert mixed.engine.graph_sha256 != half.engine.graph_sha256
     before = manifests.read(bundle)
     with pytest.raises(InputError, match=r"'layer\.0'"):
         build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["layer.0"])
@@ -145,7 +150,7 @@ def test_report(bundle: Path) -> None:
     assert shown["seconds"] > 0
     assert 10**8 < shown["peak_bytes"] < 10**9
     assert shown["weight_bytes"] > 2 * 128 * (64 + 4 * 4 * 128)
-    assert shown["graph_sha256"] == manifests.read(bundle).graphs[-1].sha256
+    assert shown["engine"]["graph_sha256"] == manifests.read(bundle).graphs[-1].sha256
     assert shown["warnings"] == []
 
 

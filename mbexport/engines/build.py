@@ -155,7 +155,8 @@ class _Build:
         gpu = self.target.gpu
         return Engine(
             file, gpu.name, gpu.capability_text, self.graph.precision, self.target.builder, built.version,
-            profiles_text(self.profiles), built.sha256, built.bytes, self.graph.file,
+            profiles_text(self.profiles), built.sha256, built.bytes,
+            self.graph.file, self.graph.sha256,
         )  # fmt: skip
 
     def _report(self, engine: Engine, built: Built, memory: Memory, loose: frozenset[str]) -> EngineReport:
@@ -168,7 +169,6 @@ class _Build:
             profiles=tuple(ProfileReport(str(profile), size) for profile, size in rows),
             attention=attention,
             layers=built.layers,
-            graph_sha256=self.graph.sha256,
             weight_bytes=memory.weights,
             workspace=self.workspace,
             seconds=round(built.seconds, 2),

@@ -40,7 +40,6 @@ class EngineReport:
         attention: a row for each attention layer of the graph; empty where the graph writes attention
             out in plain operators.
         layers: of the network that was parsed.
-        graph_sha256: of the graph file that it was built from.
         weight_bytes: GPU memory of the weights; None where the builder did not say.
         workspace: most bytes of scratch memory that were allowed; None for the builder's default.
         seconds: from the parser's start to the serialized engine, of the build that stands.
@@ -53,7 +52,6 @@ class EngineReport:
     profiles: tuple[ProfileReport, ...]
     attention: tuple[AttentionReport, ...]
     layers: int
-    graph_sha256: str
     weight_bytes: int | None
     workspace: int | None
     seconds: float

@@ -15,6 +15,7 @@ import numpy as np
 from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest
+from mbexport.options import DEVICES
 from mbexport.runtime.backends.interface import Backend, IntArray
 from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
 from mbexport.runtime.schedule import Run
@@ -23,7 +24,6 @@ from mbexport.runtime.start import Executor, Wish, start
 from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks
 from mbexport.texts import Text
 
-DEVICES = ("auto", "cpu", "cuda")
 MOST_THREADS = 1024
 Outputs = dict[str, FloatArray]  # of one text, by name
 TOP_TOKENS = 5  # answers to one mask

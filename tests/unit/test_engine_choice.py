@@ -27,6 +27,7 @@ def engine(file: str, **fields: Any) -> Engine:
         "sha256": "0",
         "bytes": 1,
         "graph": "onnx/model_fp16.onnx",
+        "graph_sha256": "0",
     }
     return Engine(**(entry | fields))
 

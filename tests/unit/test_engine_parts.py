@@ -255,7 +255,7 @@ def test_reason_is_one_line(log: str, end: dict[str, str], expected: str) -> Non
 
 
 def test_fusion_warning_names_layers() -> None:
-    engine = Engine("e.engine", "t4", "7.5", "fp16", "tensorrt-rtx", "1", "1x1:1x1:1x1", "ab", 1, "g.onnx")
+    engine = Engine("e.engine", "t4", "7.5", "fp16", "tensorrt-rtx", "1", "1x1:1x1:1x1", "ab", 1, "g.onnx", "cd")
     rows = (AttentionReport(0, "global", True), AttentionReport(1, "local", False), AttentionReport(2, "local", False))
     assert fusion_warning(rows[:1], engine) is None
     assert "not fused in the local layers 1, 2, so" in str(fusion_warning(rows, engine))
