@@ -73,9 +73,9 @@ def parity_text(report: ParityReport) -> str:
 def _against_limits(graph: GraphParity) -> str:
     """What was asked of a graph, and what was found."""
     overall, limits = graph.overall, graph.limits
-    if "max_error" in limits:
-        return f"largest error {overall.max_error:.1e}, limit {limits['max_error']:.1e}"
-    parts = [f"cosine {overall.cosine:.6f}, at least {limits['cosine']}"]
+    parts = [f"largest error {overall.max_error:.1e}, limit {limits['max_error']:.1e}"]
+    if "cosine" in limits:
+        parts.append(f"cosine {overall.cosine:.6f}, at least {limits['cosine']}")
     if "agreement" in limits and overall.agreement is not None:
         parts.append(f"{100 * overall.agreement:.2f} % equal predictions, at least {100 * limits['agreement']} %")
     return "; ".join(parts)

@@ -26,30 +26,42 @@ def make_hostile(checkpoint: Path) -> None:
     """Rescale a checkpoint by powers of two so that it stays the same function in float32, and overflows in FP16.
 
     Queries against keys, values against the output projection, gates against the MLP's last
-    projection, norms against what reads them, and the whole residual stream. Exact where
-    norm_eps is too small to matter.
+    projection, norms against what reads them, the residual stream, the embeddings (which are
+    normalized away, each row by itself), the head. Exact where norm_eps is too small to matter.
     """
     edit_tensors(checkpoint, _rescaled)
 
 
+STREAM, NORM, QUERIES, VALUES, GATES = (2.0**power for power in (13, 13, 13, 14, 15))
+
+
 def _rescaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    stream, norm, qk, values, gates = (2.0**power for power in (13, 13, 8, 14, 15))
     result = {name: tensor.clone() for name, tensor in tensors.items()}
-    hidden = result["model.final_norm.weight"].numel()
-    result["model.embeddings.tok_embeddings.weight"] /= 2.0**16  # normalized away
-    result["model.embeddings.norm.weight"] *= stream
+    has_head = any(name.startswith("head.") for name in result)
     for name, tensor in result.items():
-        if name.endswith("attn.Wqkv.weight"):
-            queries, keys, own_values = tensor.div_(stream if ".layers.0." in name else norm).split(hidden)
-            queries.mul_(qk)
-            keys.div_(qk)
-            own_values.mul_(values)
-        elif name.endswith("attn.Wo.weight"):
-            tensor.mul_(stream / values)
-        elif name.endswith("mlp.Wi.weight"):
-            tensor.div_(norm)[len(tensor) // 2 :].mul_(gates)
-        elif name.endswith("mlp.Wo.weight"):
-            tensor.mul_(stream / gates)
-        elif name.endswith(("attn_norm.weight", "mlp_norm.weight")):
-            tensor.mul_(norm)
+        kind = name.removeprefix("model.").rpartition(".")[0]
+        is_matrix = name.endswith("weight")
+        if kind == "embeddings.tok_embeddings":
+            tensor[::2].div_(2.0**16)
+        elif kind == "embeddings.norm":
+            tensor.mul_(STREAM)
+        elif kind.endswith(("attn_norm", "mlp_norm")) or (kind == "final_norm" and has_head):
+            tensor.mul_(NORM)
+        elif kind.endswith("attn.Wqkv"):
+            _rescale_attention(tensor, (STREAM if ".0." in name else NORM) if is_matrix else 1.0)
+        elif kind.endswith("mlp.Wi"):
+            tensor.div_(NORM if is_matrix else 1.0)[len(tensor) // 2 :].mul_(GATES)
+        elif kind.endswith("attn.Wo"):
+            tensor.mul_(STREAM / VALUES if is_matrix else STREAM)
+        elif kind.endswith("mlp.Wo"):
+            tensor.mul_(STREAM / GATES if is_matrix else STREAM)
+        elif kind == "head.dense" and is_matrix:
+            tensor.div_(NORM)
     return result
+
+
+def _rescale_attention(tensor: torch.Tensor, entering: float) -> None:
+    queries, keys, values = tensor.div_(entering).split(len(tensor) // 3)
+    queries.mul_(QUERIES)
+    keys.div_(QUERIES)
+    values.mul_(VALUES)

@@ -118,6 +118,12 @@ class GraphBuilder:
         """Whether :meth:`weight` has a tensor of that name (biases are optional)."""
         return name in self._weights
 
+    @property
+    def product_type(self) -> ir.DataType:
+        """Element type of matrix products: that of the weights that are not float32, where there are any."""
+        types = {tensor.dtype for tensor in self._weights.values()} - {ir.DataType.FLOAT}
+        return types.pop() if types else ir.DataType.FLOAT
+
     def cast(self, x: ir.Value, to: ir.DataType) -> ir.Value:
         """``x`` as another element type: cast once, and not at all back to the type that it came from."""
         if element_type(x) == to:

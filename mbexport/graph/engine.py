@@ -7,7 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.graph.builder import GraphBuilder, element_type, typed
+from mbexport.graph.builder import GraphBuilder, typed
 from mbexport.graph.windows import build_fixed_windows, mask_bias
 
 BLOCK = 128  # queries of a block of local attention, whatever the length: TensorRT's kernels like sizes they know
@@ -17,8 +17,8 @@ RopeTables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
 class EngineDialect:
     """See :class:`mbexport.graph.dialect.Dialect`.
 
-    One Attention node a layer, for which TensorRT has one kernel; no branches. What enters it
-    has the element type of the weights; rotary positions are float32.
+    One Attention node a layer, for which TensorRT has one kernel; no branches. What enters it is
+    in half precision in a half-precision graph, rotary positions are float32.
 
     Padded queries that see no key attend to something, not to the mean of all values: what
     becomes of them reaches an output only of a classifier that pools the first position, with
@@ -30,7 +30,7 @@ class EngineDialect:
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b
         self._spec = spec
-        self._type = element_type(b.weight("layers.0.attn.Wq.weight"))
+        self._type = b.product_type
         self._rope: dict[bool, RopeTables] = {}  # by is_global
         if spec.has_local:
             with b.scope("local_attention"):

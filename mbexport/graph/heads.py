@@ -8,7 +8,7 @@ from mbexport.checkpoint.head_config import HeadSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import Dim, GraphBuilder, element_type
-from mbexport.graph.layers import activation, exact_linear, layer_norm, linear, product, scaled
+from mbexport.graph.layers import EMBEDDING_SCALES, activation, exact_linear, layer_norm, linear, product, scaled
 from mbexport.graph.pooling import pool
 from mbexport.graph.sentence import add_sentence_outputs
 
@@ -72,7 +72,7 @@ def _predict(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) -> i
         normed = layer_norm(b, dense, "head.norm", spec.norm_eps)
     if head.tied:
         with b.scope(head.last_layer):
-            return _tied_linear(b, spec, head, normed)
+            return _tied_linear(b, spec, head, scaled(b, normed, f"{head.last_layer}.in"))
     if element_type(b.weight("head.dense.weight")) != ir.DataType.FLOAT and is_exact(head):
         return exact_linear(b, normed, head.last_layer)
     return linear(b, scaled(b, normed, f"{head.last_layer}.in"), head.last_layer)
@@ -86,7 +86,10 @@ def _tied_linear(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) 
     if element_type(table) == ir.DataType.FLOAT:
         logits = b.op("Gemm", rows, table, *bias, name="tied", transB=1)
     else:
-        logits = scaled(b, product(b, "Gemm", rows, table, name="tied", transB=1), "embeddings")
+        logits = product(b, "Gemm", rows, table, name="tied", transB=1)
+        if b.has_weight(EMBEDDING_SCALES):
+            logits = b.op("Mul", logits, b.weight(EMBEDDING_SCALES), name="tied_scaled")
+        logits = scaled(b, logits, head.last_layer)
         logits = b.op("Add", logits, *bias, name="tied_bias") if bias else logits
     leading = b.op("Shape", x, name="leading", start=0, end=-1)
     return b.op("Reshape", logits, b.op("Concat", leading, b.ints(-1), name="shape", axis=0), name="logits")

@@ -11,6 +11,8 @@ from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import GraphError
 from mbexport.graph.builder import GraphBuilder, element_type, typed
 
+EMBEDDING_SCALES = "embeddings.scale"  # a factor for each row, where they were prepared
+
 
 def scaled(b: GraphBuilder, x: ir.Value, site: str) -> ir.Value:
     """x times the factors that were prepared for ``site``, where there are any; float32, the shape stays.
@@ -32,8 +34,11 @@ def product(b: GraphBuilder, op_type: str, x: ir.Value, weight: ir.Value, *, nam
 def embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
     table = b.weight(EMBEDDINGS)
-    rows = b.op("Gather", table, input_ids, name="tok_embeddings")
-    return scaled(b, b.widen(typed(rows, element_type(table))), "embeddings")
+    rows = b.widen(typed(b.op("Gather", table, input_ids, name="tok_embeddings"), element_type(table)))
+    if not b.has_weight(EMBEDDING_SCALES):
+        return rows
+    scales = b.op("Gather", b.weight(EMBEDDING_SCALES), input_ids, name="row_scales")
+    return b.op("Mul", rows, b.op("Unsqueeze", scales, b.ints(-1), name="row_scales_column"), name="rows_scaled")
 
 
 def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
@@ -51,7 +56,7 @@ def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
 def exact_linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
     """As :func:`linear`, in float32 without a matrix product: not every GPU has one (Turing under TensorRT-RTX).
 
-    For a few outputs: the products of one stand in memory before they are summed.
+    For a few outputs. TensorRT sums products as it makes them; ONNX Runtime holds all of them, [..., in, out].
     """
     name = path.rsplit(".", 1)[-1]
     products = b.op(

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS, DenseSpec, NormalizeSpec, SentenceSpec
 from mbexport.graph.builder import GraphBuilder
-from mbexport.graph.layers import activation, linear
+from mbexport.graph.layers import activation, linear, scaled
 from mbexport.graph.pooling import pool
 
 SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize's eps
@@ -50,7 +50,7 @@ def _step(b: GraphBuilder, x: ir.Value, step: DenseSpec | NormalizeSpec, number:
     """x [..., width] -> [..., width of the step]."""
     if isinstance(step, DenseSpec):
         with b.scope(step.folder):
-            y = linear(b, x, f"{step.folder}.linear")
+            y = linear(b, scaled(b, x, f"{step.folder}.linear.in"), f"{step.folder}.linear")
             return y if step.activation == "identity" else activation(b, y, step.activation)
     with b.scope(f"normalize_{number}"):
         norm = b.op("ReduceL2", x, b.ints(-1), name="norm", keepdims=1)

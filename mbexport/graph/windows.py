@@ -22,10 +22,11 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder, typed
 
-# What masked scores get added. Finite: a row with nothing to see stays a number. In half precision a
-# score of up to 2**15 either way may stand beside it.
+# What masked scores get added, by element type. Finite: a row with nothing to see stays a number. In FP16
+# the sum stays finite too, and far below every real score, while scores are within MOST_SCORE either way.
 MASKED = float(np.finfo(np.float32).min)
-MASKED_HALF = -(2.0**15)
+MASKED_AS = {ir.DataType.FLOAT: MASKED, ir.DataType.FLOAT16: -43_008.0, ir.DataType.BFLOAT16: -1e38}
+MOST_SCORE = 20_000.0
 
 
 @dataclass(frozen=True)
@@ -255,13 +256,12 @@ def any_false(b: GraphBuilder, flags: ir.Value, name: str) -> ir.Value:
 
 
 def mask_bias(b: GraphBuilder, seen: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-    """bool -> ``dtype`` of the same shape: 0 where true, MASKED (in half precision MASKED_HALF) where false."""
-    masked = MASKED if dtype == ir.DataType.FLOAT else MASKED_HALF
+    """bool -> ``dtype`` of the same shape: 0 where true, MASKED_AS where false."""
     bias = b.op(
         "Where",
         seen,
         b.constant(f"seen_bias_{dtype.name.lower()}", np.array(0, dtype.numpy())),
-        b.constant(f"masked_bias_{dtype.name.lower()}", np.array(masked, dtype.numpy())),
+        b.constant(f"masked_bias_{dtype.name.lower()}", np.array(MASKED_AS[dtype], dtype.numpy())),
         name="bias",
     )
     return typed(bias, dtype)

@@ -1,8 +1,8 @@
 """How large the values between layers can become, whatever the text: from the weights alone.
 
 Layer normalization makes this possible: what enters a projection has a norm of at most
-sqrt(size), times the norm's weights, so by Cauchy and Schwarz no channel of the product, and
-no partial sum of it, exceeds the bounds below.
+sqrt(size), times the normalization's weights, plus its bias; so by Cauchy and Schwarz no channel
+of the product, and no partial sum of it, exceeds the bounds below.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def normed_product(
     """
     bound = np.sqrt(len(weight)) * np.linalg.norm(weight[:, None].astype(np.float64) * matrix, axis=0)
     if norm_bias is not None:
-        bound += np.abs(norm_bias.astype(np.float64) @ matrix)
+        bound += np.abs(norm_bias.astype(np.float64)) @ np.abs(matrix)
     return _up(bound if bias is None else bound + np.abs(bias))
 
 
@@ -42,8 +42,26 @@ def product(matrix: FloatArray, inputs: FloatArray, bias: FloatArray | None) -> 
     return _up(bound if bias is None else bound + np.abs(bias))
 
 
+def head_norms(
+    matrix: FloatArray, weight: FloatArray, norm_bias: FloatArray | None, bias: FloatArray | None, heads: int
+) -> FloatArray:
+    """Largest Euclidean norm of each head's queries (or keys), [heads]; arguments as :func:`normed_product`."""
+    scaled = weight[:, None].astype(np.float64) * matrix
+    fixed = np.zeros(matrix.shape[1]) if bias is None else bias.astype(np.float64)
+    if norm_bias is not None:
+        fixed = fixed + norm_bias.astype(np.float64) @ matrix
+    norms = [
+        np.sqrt(len(weight)) * np.linalg.norm(part, 2) + np.linalg.norm(rest)
+        for part, rest in zip(np.split(scaled, heads, axis=1), np.split(fixed, heads), strict=True)
+    ]
+    return _up(np.array(norms))
+
+
 def rotated(bound: FloatArray, heads: int, factor: float) -> FloatArray:
-    """Largest values of each head after rotary positions, [heads]; channel i turns with i + half a head."""
+    """Largest values of each head's channels after rotary positions, [heads].
+
+    Channel i turns with i + half a head; ``factor`` multiplies both.
+    """
     halves = bound.astype(np.float64).reshape(heads, 2, -1)
     return _up(factor * np.sqrt((halves**2).sum(axis=1)).max(axis=1))
 

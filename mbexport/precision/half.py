@@ -1,9 +1,9 @@
 """FP32 weights to those of a half-precision graph, with exact factors where a value could leave the range.
 
-A matrix product in FP16 takes and gives values up to 65,504. Where the bounds say that one
-could pass LIMIT, or where a channel's weights lie where FP16 rounds coarsely or not at all, a
-power of two is taken out of the channel's weights and put back where the value is float32
-again, or into the next matrix. The function stays what it was, exactly.
+A matrix product in FP16 takes and gives values up to 65,504, and rounds those below 6e-5
+coarsely. Where the bounds say that a value could pass LIMIT, or where values or weights of a
+channel are that small, a power of two is taken out of the channel and put back where the value
+is float32 again, or into the next matrix. The function stays what it was, exactly.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.checkpoint.rope_config import RopeSpec
 from mbexport.checkpoint.sentence_config import SENTENCE, DenseSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.heads import is_exact
 from mbexport.graph.rope import rope_tables
+from mbexport.graph.windows import MOST_SCORE
 from mbexport.precision import bounds
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,6 +32,10 @@ Put = Callable[[str, npt.NDArray[np.generic]], None]
 DTYPES: dict[str, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 LIMIT = 2.0**15  # what a bound may reach: half of what FP16 holds
 LEAST_WEIGHT, MOST_WEIGHT = 2.0**-12, 2.0**10  # a channel's largest: FP16 rounds it, and what counts beside it, well
+LEAST_BOUND, LIFTED = (
+    2.0**-2,
+    2.0**6,
+)  # typical values lie far below a bound: one below the first is lifted to the second
 NONE: IntArray = np.zeros(1, np.int32)
 
 
@@ -40,12 +44,15 @@ class Site:
     """A value that half precision holds.
 
     ``bound``: how large it could become, over all channels; ``shift``: the largest power of two
-    that was taken out of a channel, 0 for none.
+    that was taken out of a channel, 0 for none; ``held``: whether FP16 surely holds it. Attention
+    scores have no factor to take out: TensorRT's fused kernels keep them in float32, but padding
+    is told from text by MASKED_AS only while they are within MOST_SCORE.
     """
 
     name: str
     bound: float
     shift: int
+    held: bool = True
 
 
 class HalfWeights:
@@ -56,8 +63,9 @@ class HalfWeights:
         spec: the model.
         tensors: its FP32 tensors by name, as the bundle's weights file holds them ([in, out]).
         precision: ``fp16`` or ``bf16``; the range of BF16 is float32's, so nothing is shifted.
-        keep_fp32: parts whose products stay float32: ``embeddings``, ``head``, ``layers.N``,
-            ``layers.N.attn``, ``layers.N.mlp``.
+        keep_fp32: parts whose matrix products stay float32: ``embeddings``, ``head`` (all that stands
+            on the encoder), ``layers.N``, ``layers.N.attn`` (its projections: what enters attention
+            itself stays in half precision), ``layers.N.mlp``.
 
     Attributes:
         sites: what was found of each value, complete once all tensors were made.
@@ -99,16 +107,24 @@ class HalfWeights:
                 self._put(f"rope.{kind}.{table}", self._tensors[f"rope.{kind}.{table}"])
 
     def _embeddings(self) -> None:
+        """A factor for each row of the table, which layer normalization brings to one size whatever it was."""
         table, head = self._tensors[EMBEDDINGS], self._spec.head
-        largest = np.abs(table).max(keepdims=True).reshape(1)
-        bound = largest
+        bound = size = np.abs(table).max(axis=1)
         if head is not None and head.tied:  # the same matrix makes logits
             logits = bounds.normed_product(table.T, *self._norm_of("head.norm"), None)
-            bound = np.maximum(largest, logits.max())
-        shift = self._shifts("embeddings", bound, largest)
-        self._put(EMBEDDINGS, self._matrix("embeddings", table, -shift))
+            bound = np.maximum(size, np.ldexp(logits, -self._tied(head.last_layer)))
+        shift = self._shifts("embeddings", bound, size)
+        self._put(EMBEDDINGS, self._matrix("embeddings", table, -shift[:, None]))
         self._factors("embeddings", shift)
         self._norm("embeddings.norm")
+
+    def _tied(self, last: str) -> IntArray:
+        """What is taken out of all inputs of a tied decoder and given back to all logits, [1]."""
+        largest = bounds.after_norm(*self._norm_of("head.norm")).max(keepdims=True)
+        shift = self._shifts(f"{last}.in", largest, lift=True)
+        self._factors(f"{last}.in", -shift)
+        self._factors(last, shift)
+        return shift
 
     def _attention(self, layer: int) -> None:
         path = f"layers.{layer}.attn"
@@ -116,14 +132,45 @@ class HalfWeights:
         if layer:
             self._norm(norm)
         enter = self._enter(f"{path}.in", bounds.after_norm(*self._norm_of(norm)))
-        matrices = {name: np.ldexp(self._tensors[f"{path}.{name}.weight"], enter[:, None]) for name in _QKV}
-        bound = {name: self._normed_product(f"{path}.{name}", norm) for name in _QKV}
-        turn = self._balanced(path, matrices, bound, self._rope(layer))
-        shift = self._shifts(f"{path}.v", bound["Wv"], _largest(matrices["Wv"]))
-        for name, taken in (("Wq", turn), ("Wk", -turn), ("Wv", shift)):
-            self._put(f"{path}.{name}.weight", self._matrix(path, matrices[name], -taken))
-            self._bias(f"{path}.{name}", taken)
-        self._leave(f"{path}.Wo", bound["Wv"], shift)
+        turn = self._turn(layer, norm)
+        for name, taken in (("Wq", turn), ("Wk", -turn)):
+            bound = self._normed_product(f"{path}.{name}", norm)
+            self._product(f"{path}.{name}", bound, enter, further=taken)
+        bound = self._normed_product(f"{path}.Wv", norm)
+        matrix = np.ldexp(self._tensors[f"{path}.Wv.weight"], enter[:, None])
+        shift = self._shifts(f"{path}.v", bound, _largest(matrix))
+        self._put(f"{path}.Wv.weight", self._matrix(path, matrix, -shift))
+        self._bias(f"{path}.Wv", shift)
+        self._leave(f"{path}.Wo", bound, shift)
+
+    def _turn(self, layer: int, norm: str) -> IntArray:
+        """What a head's queries give up and its keys take on before they meet, [hidden]: their products stay."""
+        path, spec = f"layers.{layer}.attn", self._spec
+        rope = spec.global_rope if spec.layer_is_global[layer] else spec.local_rope
+        factor = float(rope_tables(rope, spec.head_dim, 1)[0].max())  # at position 0: the factor of all of them
+        q, k = (
+            bounds.rotated(self._normed_product(f"{path}.{name}", norm), spec.num_heads, factor)
+            for name in ("Wq", "Wk")
+        )
+        turn = np.zeros(spec.num_heads, np.int32)
+        moved = (np.maximum(q, k) > LIMIT) | (np.minimum(q, k) < LEAST_BOUND)
+        moved &= (q > 0) & (k > 0) & self._limited
+        turn[moved] = np.round(np.log2(q[moved] / k[moved]) / 2)
+        worst = float(np.maximum(np.ldexp(q, -turn), np.ldexp(k, turn)).max())
+        self.sites.append(Site(f"{path}.qk", worst, int(np.abs(turn).max())))
+        if self._limited and worst > 2 * LIMIT:
+            raise PrecisionError(
+                f"queries and keys of {path} could reach {worst:.3g}, FP16 holds 65504; "
+                "take --precision bf16, on a GPU that has it"
+            )
+        norms = [
+            bounds.head_norms(self._tensors[f"{path}.{name}.weight"], *self._norm_of(norm),
+                              self._tensors.get(f"{path}.{name}.bias"), spec.num_heads)
+            for name in ("Wq", "Wk")
+        ]  # fmt: skip
+        score = float((norms[0] * norms[1]).max()) * factor**2 * spec.head_dim**-0.5
+        self.sites.append(Site(f"{path}.scores", score, 0, held=score <= MOST_SCORE or not self._limited))
+        return np.repeat(turn, spec.head_dim)
 
     def _mlp(self, layer: int) -> None:
         path, norm = f"layers.{layer}.mlp", f"layers.{layer}.mlp_norm"
@@ -136,9 +183,8 @@ class HalfWeights:
         gate = self._shifts(f"{path}.gate", gates, _largest(matrix))
         self._put(f"{path}.Wi_gate.weight", self._matrix(path, matrix, -gate))
         self._bias(f"{path}.Wi_gate", gate)
-        # |act(x)| <= |x| for every activation there is, or 1 where x is larger still
-        gated = gates * (np.ones_like(inputs) if self._spec.activation in ("tanh", "sigmoid") else inputs)
-        further = self._shifts(f"{path}.gated", np.ldexp(gated, -gate))
+        gated = gates * _activated(inputs, self._spec.activation)
+        further = self._shifts(f"{path}.gated", np.ldexp(gated, -gate), lift=True)
         self._factors(f"{path}.gated", -further)
         self._leave(f"{path}.Wo", gated, gate + further)
 
@@ -175,6 +221,7 @@ class HalfWeights:
             enter = self._enter(f"{path}.in", bound)
             bound = bounds.product(self._tensors[f"{path}.weight"], bound, self._tensors.get(f"{path}.bias"))
             self._product(path, bound, enter)
+            bound = _activated(bound, step.activation)
 
     def _norm(self, path: str) -> None:
         for kind in ("weight", "bias"):
@@ -190,62 +237,44 @@ class HalfWeights:
 
     def _enter(self, site: str, bound: FloatArray) -> IntArray:
         """What is taken out of a product's inputs, [in], and given to its matrix's rows."""
-        shift = self._shifts(site, bound, np.minimum(bound, 1))
+        shift = self._shifts(site, bound, lift=True)
         self._factors(site, -shift)
         return shift
 
-    def _product(self, path: str, bound: FloatArray, enter: IntArray) -> None:
-        """A product whose shifted outputs come back once they are float32."""
+    def _product(self, path: str, bound: FloatArray, enter: IntArray, further: IntArray = NONE) -> None:
+        """A product whose outputs come back once they are float32, less the powers of two that go ``further``."""
         matrix = np.ldexp(self._tensors[f"{path}.weight"], enter[:, None])
         shift = self._shifts(path, bound, _largest(matrix))
         self._put(f"{path}.weight", self._matrix(path, matrix, -shift))
-        self._factors(path, shift)
-        self._bias(path, NONE)
+        self._factors(path, shift - further)
+        self._bias(path, further)
 
     def _leave(self, path: str, inputs: FloatArray, shift: IntArray) -> None:
         """The product that ends a block; ``shift`` was taken out of its inputs."""
         bound = bounds.product(self._tensors[f"{path}.weight"], inputs, self._tensors.get(f"{path}.bias"))
         self._product(path, bound, shift)
 
-    def _rope(self, layer: int) -> RopeSpec:
-        return self._spec.global_rope if self._spec.layer_is_global[layer] else self._spec.local_rope
-
-    def _balanced(
-        self, path: str, matrices: Mapping[str, FloatArray], bound: Mapping[str, FloatArray], rope: RopeSpec
-    ) -> IntArray:
-        """What a head's queries give up and its keys take on, [hidden]: their products stay."""
-        heads = self._spec.num_heads
-        cos, _ = rope_tables(rope, self._spec.head_dim, 1)  # at position 0: the factor on all of them
-        q, k = (bounds.rotated(bound[name], heads, float(cos.max())) for name in ("Wq", "Wk"))
-        sizes = np.stack([_largest(matrices[name]).reshape(heads, -1).max(axis=1) for name in ("Wq", "Wk")])
-        well = (np.maximum(q, k) <= LIMIT) & (sizes.min(axis=0) >= LEAST_WEIGHT) & (sizes.max(axis=0) <= MOST_WEIGHT)
-        turn = np.zeros(heads, np.int32)
-        moved = ~well & (q > 0) & (k > 0) & self._limited
-        turn[moved] = np.round(np.log2(q[moved] / k[moved]) / 2)
-        worst = float(np.maximum(np.ldexp(q, -turn), np.ldexp(k, turn)).max())
-        self.sites.append(Site(f"{path}.qk", worst, int(np.abs(turn).max())))
-        if self._limited and worst > 2 * LIMIT:
-            raise PrecisionError(
-                f"queries and keys of {path} could reach {worst:.0f}, FP16 holds 65504; "
-                "take --precision bf16, on a GPU that has it"
-            )
-        return np.repeat(turn, self._spec.head_dim)
-
-    def _shifts(self, site: str, bound: FloatArray, size: FloatArray | None = None) -> IntArray:
+    def _shifts(self, site: str, bound: FloatArray, size: FloatArray | None = None, *, lift: bool = False) -> IntArray:
         """Exponents of the powers of two to take out of each channel.
 
         Args:
             site: what the value is, for the report.
             bound: what the channels could reach.
             size: the channels' largest weights, where FP16 has to hold them.
+            lift: whether channels with small bounds are made larger.
         """
-        needed = np.ceil(np.log2(np.maximum(bound, np.finfo(np.float32).tiny) / LIMIT))
+        if not np.isfinite(bound).all():
+            raise PrecisionError(f"{site} could be beyond float32 itself; look for weights that are not what they were")
+        reach = _log2(bound)
+        needed = np.ceil(reach - np.log2(LIMIT))
         shift = np.maximum(needed, 0)
         if size is not None:
-            exponent = np.log2(np.maximum(size, np.finfo(np.float32).tiny))
+            exponent = _log2(size)
             shift = np.maximum(shift, np.ceil(exponent - np.log2(MOST_WEIGHT)))
             too_small = (size > 0) & (exponent - shift < np.log2(LEAST_WEIGHT))
             shift = np.where(too_small, np.maximum(np.floor(exponent - np.log2(LEAST_WEIGHT)), needed), shift)
+        if lift:
+            shift = np.where((bound > 0) & (bound < LEAST_BOUND), np.floor(reach - np.log2(LIFTED)), shift)
         result: IntArray = shift.astype(np.int32) * np.int32(self._limited)
         self.sites.append(Site(site, float(bound.max()), int(np.abs(result).max())))
         return result
@@ -253,7 +282,12 @@ class HalfWeights:
     def _matrix(self, path: str, matrix: FloatArray, shift: IntArray) -> npt.NDArray[np.generic]:
         """A matrix times 2**shift by column, in the type that its part of the model has."""
         shifted = np.ldexp(matrix, shift)
-        return shifted if any(_within(path, part) for part in self._keep) else shifted.astype(self._dtype)
+        if any(_within(path, part) for part in self._keep):
+            return shifted
+        half = shifted.astype(self._dtype)
+        if not np.isfinite(half.astype(np.float32)).all():
+            raise PrecisionError(f"weights of {path} are beyond FP16; take --precision bf16, on a GPU that has it")
+        return half
 
     def _factors(self, site: str, shift: IntArray) -> None:
         """2**shift for the graph to multiply by, where any is not 1."""
@@ -265,15 +299,27 @@ class HalfWeights:
             self._put(f"{path}.bias", np.ldexp(self._tensors[f"{path}.bias"], -shift))
 
 
-_QKV = ("Wq", "Wk", "Wv")
-
-
 def _largest(matrix: FloatArray) -> FloatArray:
     """[in, out] -> the largest weight of each output, [out]."""
     return np.abs(matrix).max(axis=0)  # type: ignore[no-any-return]  # numpy types it as Any
 
 
+def _log2(values: FloatArray) -> FloatArray:
+    """The exponents of values, of 0 a very low one."""
+    return np.log2(np.maximum(values, np.finfo(np.float32).tiny))  # type: ignore[no-any-return]  # numpy types it as Any
+
+
+def _activated(bound: FloatArray, activation: str) -> FloatArray:
+    """What an activation makes of values within a bound: no more than they were, but for sigmoid."""
+    if activation == "sigmoid":
+        return np.ones_like(bound)
+    return np.minimum(bound, 1) if activation == "tanh" else bound
+
+
 def _within(path: str, part: str) -> bool:
+    """Whether a product belongs to a part of the model; what stands on the encoder is its head."""
+    if part == "head":
+        return path != "embeddings" and not path.startswith("layers.")
     return path == part or path.startswith(f"{part}.")
 
 
