@@ -46,8 +46,17 @@ class RoundedGraph:
     def run(
         self, input_ids: IntArray, attention_mask: IntArray, wanted: Sequence[str] | None = None
     ) -> list[FloatArray]:
-        """The outputs that are wanted (None for all), of inputs [batch, sequence]."""
-        values: list[FloatArray] = self._session.run(wanted, {"input_ids": input_ids, "attention_mask": attention_mask})
+        """The outputs that are wanted (None for all), of inputs [batch, sequence].
+
+        Raises:
+            BackendError: ONNX Runtime failed, e.g. out of memory.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            values: list[FloatArray] = self._session.run(wanted, inputs)
+        except Exception as cause:
+            shape = "x".join(map(str, input_ids.shape))
+            raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
         return values
 
 
