@@ -19,6 +19,7 @@ from mbexport import export_onnx
 from mbexport.driver import NoGpuError
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.runtime import FallbackWarning, Model, load
+from mbexport.runtime import on_gpu as on_gpu_module
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
@@ -146,6 +147,21 @@ def test_cuda_graphs_of_repeated_shapes(bundle: Path, machine: Machine, monkeypa
     assert np.abs(model.logits(["some text"]) - expected).max() <= 1e-5
 
 
+def test_a_graph_that_may_still_run_is_waited_for(bundle: Path, machine: Machine) -> None:
+    """``Contexts`` promises it whatever its caller has waited for: here, for nothing since the launch."""
+    add_engine(bundle, builder="tensorrt")
+    model = on_gpu(bundle)
+    contexts = backend_of(model)._session._contexts
+    for _ in range(3):
+        model.logits(["some text"])
+    ((fit, graph),) = contexts._graphs.items()
+    contexts.run(fit, {}, {})  # a replay takes shapes and addresses from the graph
+    with pytest.raises(AssertionError, match="destroyed while it may still run"):  # the control
+        machine.cuda.cudaGraphExecDestroy(graph.executable)
+    contexts.forget_graphs()
+    assert len(machine.cuda.executables) == 0
+
+
 @pytest.mark.usefixtures("machine")
 def test_the_stand_in_finds_faults(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbexport.runtime.shapes.STEP", 16)
@@ -253,6 +269,31 @@ def test_the_cpu_or_another_engine_is_used_and_said(bundle: Path, machine: Machi
     add_engine(bundle, "1x1:1x8:1x16")
     with pytest.warns(FallbackWarning, match=r"fp16-1\.engine on TensorRT-RTX 1\.7\.1\.116 is used; .*refuses"):
         load(bundle)
+
+
+def test_a_trial_that_fails_gives_back_its_memory_at_once(
+    bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the last reference goes: a traceback that somebody keeps holds one."""
+    tried: list[TensorRTBackend] = []
+    left: list[dict[str, int]] = []
+
+    def trial(backend: TensorRTBackend, manifest: Any) -> None:
+        left.append(machine.cuda.leaks())
+        tried.append(backend)
+        run_once(backend, manifest)
+
+    run_once = on_gpu_module._try
+    monkeypatch.setattr(on_gpu_module, "_try", trial)
+    add_engine(bundle, refuses=True)
+    add_engine(bundle, "1x1:1x8:1x16")
+    with pytest.warns(FallbackWarning, match=r"fp16-1\.engine on TensorRT-RTX 1\.7\.1\.116 is used"):
+        model = load(bundle)
+    assert len(tried) == 2
+    assert left[0] == left[1] != {}  # the second engine had the GPU to itself
+    with pytest.raises(BackendError, match="was closed"):
+        tried[0].run(np.ones((1, 1), np.int64), np.ones((1, 1), np.int64))
+    assert len(model(["some text"])) == 1
 
 
 @pytest.mark.parametrize(
