@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbexport.driver import Gpu
+from mbexport.driver import Gpu, names_model
 from mbexport.errors import BundleError
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
@@ -82,15 +82,9 @@ def same_release(built: str, installed: str) -> bool:
 
 def _rank(engine: Engine, gpu: Gpu) -> tuple[int, ...]:
     """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, the longest texts."""
-    named = _letters(engine.gpu) in _letters(gpu.name)
     longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))
     order = AUTOMATIC.index(engine.precision) if engine.precision in AUTOMATIC else 0  # a named one has no others
-    return (order, not named, engine.builder != "tensorrt", -longest)
-
-
-def _letters(name: str) -> str:
-    """``rtx4090`` of ``RTX 4090``."""
-    return "".join(character for character in name.lower() if character.isalnum())
+    return (order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", -longest)
 
 
 def installed_version(builder: str) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory
+from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory, names_model
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
 from mbexport.runtime.engines import choose_engines, installed_version, same_release
@@ -48,6 +48,37 @@ def test_the_best_comes_first() -> None:
     assert names(engines) == ["tuned", "long", "short", "a30", "bf16", "fp32"]
     assert names(engines, "fp32") == ["fp32"]
     assert names(engines, "int8") == []
+
+
+@pytest.mark.parametrize(("title", "best"), [("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4"), ("NVIDIA L40", "fast")])
+def test_an_engine_for_this_very_model_comes_first(title: str, best: str) -> None:
+    profiles = {"l4": "1x1:1x1:1x2", "l40s": "1x1:1x1:1x2", "fast": "1x1:1x1:1x3"}
+    engines = [engine(gpu, gpu=gpu, compute_capability="8.9", profile=profiles[gpu]) for gpu in profiles]
+    assert names(engines, gpu=Gpu(title, "8.9"))[0] == best
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "same"),
+    [
+        ("rtx4090", "NVIDIA GeForce RTX 4090", True),
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+        ("h100", "NVIDIA H100 80GB HBM3", True),
+        ("t4", "Tesla T4", True),
+        ("rtx-a6000", "NVIDIA RTX A6000", True),
+        ("rtx-3070-ti-laptop-gpu", "NVIDIA GeForce RTX 3070 Ti Laptop GPU", True),
+        ("l4", "NVIDIA L40S", False),
+        ("l40", "NVIDIA L40S", False),
+        ("a10", "NVIDIA A100-PCIE-40GB", False),
+        ("a10", "NVIDIA A10G", False),
+        ("h100", "NVIDIA GH200 480GB", False),
+        ("rtx3090", "NVIDIA GeForce RTX 3090 Ti", False),
+        ("rtx4090", "NVIDIA GeForce RTX 4090 Laptop GPU", False),
+        ("rtx-3070-ti", "NVIDIA GeForce RTX 3070 Ti Laptop GPU", False),
+        ("", "NVIDIA L4", False),
+    ],
+)
+def test_a_short_name_of_a_gpu(name: str, title: str, same: bool) -> None:
+    assert names_model(name, title) is same
 
 
 def test_int8_and_fp8_must_be_named() -> None:
