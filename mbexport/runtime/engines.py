@@ -42,7 +42,7 @@ def choose_engines(
     """
     wanted = [engine for engine in engines if precision in ("auto", engine.precision)]
     # Where the bundle has engines for this GPU, those for other machines are nothing to speak of.
-    wanted = [engine for engine in wanted if engine.compute_capability == gpu.compute_capability] or wanted
+    wanted = [engine for engine in wanted if _other_gpu(engine, gpu) is None] or wanted
     faults = {engine: _fault(engine, gpu, precision, installed) for engine in wanted}
     fitting = sorted((engine for engine in wanted if faults[engine] is None), key=lambda engine: _rank(engine, gpu))
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
@@ -50,11 +50,9 @@ def choose_engines(
 
 def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], str | None]) -> str | None:
     """Why an engine does not fit; None if it does."""
-    if engine.compute_capability != gpu.compute_capability:
-        return (
-            f"is for {engine.gpu}, compute capability {engine.compute_capability}; "
-            f"{gpu.name} has {gpu.compute_capability}"
-        )
+    other = _other_gpu(engine, gpu)
+    if other is not None:
+        return other
     if precision == "auto" and engine.precision not in AUTOMATIC:
         return f"is {engine.precision}, which is taken only where asked for: precision={engine.precision!r}"
     if engine.builder not in DISTRIBUTIONS:
@@ -66,6 +64,25 @@ def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], 
         return (
             f"was built by {engine.builder} {engine.builder_version}, here is {version}, and an engine loads only in "
             "the release that built it: install that, or build it again with mbexport trt"
+        )
+    return None
+
+
+def _other_gpu(engine: Engine, gpu: Gpu) -> str | None:
+    """What tells that an engine was built for another GPU; None if nothing does.
+
+    TensorRT-RTX builds for a compute capability. TensorRT times kernels on the GPU at hand, and promises
+    nothing of another model, even of the same compute capability: it may run slowly, or not at all.
+    """
+    if engine.compute_capability != gpu.compute_capability:
+        return (
+            f"is for {engine.gpu}, compute capability {engine.compute_capability}; "
+            f"{gpu.name} has {gpu.compute_capability}"
+        )
+    if engine.builder == "tensorrt" and not names_model(engine.gpu, gpu.name):
+        return (
+            f"was built by tensorrt on {engine.gpu}, which is another model than {gpu.name}, and such an engine is "
+            "for one model only: build one here with mbexport trt --gpu auto"
         )
     return None
 

@@ -286,8 +286,9 @@ def load(
         bundle: a directory that ``mbexport onnx`` wrote.
         device: ``cpu``; ``cuda`` for the first GPU that this process sees; ``auto`` for that GPU where
             there is one and something here can use it, else the CPU. On a GPU an engine is used that was
-            built for its compute capability by the installed TensorRT release, else ONNX Runtime's CUDA
-            provider, else the CPU. Each step down is warned of, with the reasons (FallbackWarning).
+            built by the installed release of TensorRT-RTX for its compute capability, or of TensorRT on
+            its very model, else ONNX Runtime's CUDA provider, else the CPU. Each step down is warned of,
+            with the reasons (FallbackWarning).
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
             fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory, names_model
+from mbexport.engines.local import gpu_of
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
-from mbexport.runtime.engines import choose_engines, installed_version, same_release
+from mbexport.runtime.engines import Choice, choose_engines, installed_version, same_release
 
 A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
@@ -40,7 +42,7 @@ def test_the_best_comes_first() -> None:
     engines = [
         engine("fp32", precision="fp32", builder="tensorrt"),
         engine("bf16", precision="bf16"),
-        engine("a30", gpu="a30", builder="tensorrt"),
+        engine("a30", gpu="a30"),
         engine("short"),
         engine("long", profile="1x1:8x128:32x512,1x1:1x2048:2x8192"),
         engine("tuned", builder="tensorrt"),
@@ -55,6 +57,23 @@ def test_an_engine_for_this_very_model_comes_first(title: str, best: str) -> Non
     profiles = {"l4": "1x1:1x1:1x2", "l40s": "1x1:1x1:1x2", "fast": "1x1:1x1:1x3"}
     engines = [engine(gpu, gpu=gpu, compute_capability="8.9", profile=profiles[gpu]) for gpu in profiles]
     assert names(engines, gpu=Gpu(title, "8.9"))[0] == best
+
+
+def test_tensorrt_is_for_one_model_tensorrt_rtx_for_a_compute_capability() -> None:
+    l4 = Gpu("NVIDIA L4", "8.9")
+    rtx = engine("rtx", gpu="rtx4090", compute_capability="8.9")
+    tuned = replace(rtx, file="tuned", builder="tensorrt", builder_version=VERSIONS["tensorrt"])
+    choice = choose_engines([tuned], l4, "auto", VERSIONS.get)
+    assert choice.fitting == ()
+    assert "tuned was built by tensorrt on rtx4090, which is another model than NVIDIA L4" in choice.refused[0]
+    assert choose_engines([tuned, rtx], l4, "auto", VERSIONS.get) == Choice((rtx,), ())
+    assert names([tuned, rtx], gpu=Gpu("NVIDIA GeForce RTX 4090", "8.9")) == ["tuned", "rtx"]
+
+
+@pytest.mark.parametrize("title", ["Tesla T4", "NVIDIA A10G", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 4070 Ti SUPER"])
+def test_an_engine_built_here_fits_here(title: str) -> None:
+    local = gpu_of(title, (8, 0), 2**34)
+    assert names([engine("own", gpu=local.name, builder="tensorrt")], gpu=Gpu(title, "8.0")) == ["own"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +123,7 @@ def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"gpu": "a30", "builder": "tensorrt"}, "was built by tensorrt on a30, which is another model than NVIDIA"),
         ({"compute_capability": "8.6"}, "compute capability 8.6; NVIDIA A100-SXM4-40GB has 8.0"),
         ({"builder_version": "1.7.0.33"}, "here is 1.7.1.116"),
         ({"builder": "tensorrt", "builder_version": "10.13.2.6"}, "here is 10.13.3.9"),
