@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from mbexport import export_onnx
@@ -66,6 +67,7 @@ def test_answers_equal_the_cpu(builder: str, profile: str, bundle: Path, machine
     expected = load(bundle, device="cpu").logits(TEXTS)
     model = on_gpu(bundle)
     assert model.description.startswith("a100-fp16-0.engine on TensorRT")
+    assert (model.device, load(bundle, device="cpu").device) == ("cuda", "cpu")
     for _ in range(5):  # captured and replayed, too
         assert np.abs(model.logits(TEXTS) - expected).max() <= 1e-5
     for number, text in enumerate(TEXTS):
@@ -316,6 +318,7 @@ def test_why_an_engine_does_not_fit(
     assert reason in str(said[0].message)
     assert "THE CPU IS USED" in str(said[0].message)
     assert said[0].filename == __file__
+    assert model.device == "cpu"  # what a service that must not run there asks
     assert machine.cuda.calls == []  # told from the manifest, before CUDA is touched
     assert len(model(TEXTS)) == len(TEXTS)
 
@@ -455,18 +458,23 @@ def test_cuda_provider_runs_batches(bundle: Path, monkeypatch: pytest.MonkeyPatc
     expected = load(bundle, device="cpu").logits(TEXTS)
     shapes: list[tuple[int, ...]] = []
 
-    class OnCpu(OnnxRuntimeBackend):
-        def __init__(self, graph: Path, threads: int | None = None, *, as_written: bool, provider: str) -> None:
-            assert provider == "CUDAExecutionProvider"
-            super().__init__(graph, threads, as_written=as_written)
+    class OnCpu(onnxruntime.InferenceSession):
+        def __init__(self, graph: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+            assert (providers, enable_fallback) == (["CUDAExecutionProvider"], 0)
+            super().__init__(graph, options, providers=["CPUExecutionProvider"])
 
-        def run(self, input_ids: Any, *rest: Any, **more: Any) -> Any:
-            shapes.append(input_ids.shape)
-            return super().run(input_ids, *rest, **more)
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    monkeypatch.setattr("mbexport.runtime.on_gpu.OnnxRuntimeBackend", OnCpu)
+        def run(self, wanted: Any, inputs: Any) -> Any:
+            shapes.append(inputs["input_ids"].shape)
+            return super().run(wanted, inputs)
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", OnCpu)
     model = on_gpu(bundle)
     assert model.description.startswith("model_ort.onnx")
+    assert model.device == "cuda"
     assert np.abs(model.logits(TEXTS) - expected).max() <= 1e-5
     assert len(shapes) < len(TEXTS) // 2
     add_engine(bundle, compute_capability="8.9")

@@ -41,12 +41,14 @@ class Model:
     Attributes:
         manifest: the bundle's manifest.
         description: the file, runtime and provider really in use.
+        device: what really computes, ``cpu`` or ``cuda``.
         truncated: how many texts were cut to ``manifest.max_length`` tokens so far.
     """
 
     def __init__(self, manifest: Manifest, encoder: TextEncoder, executor: Executor) -> None:
         self.manifest = manifest
         self.description = executor.all.description
+        self.device = executor.all.device
         self.truncated = 0
         self._encoder = encoder
         self._executor = executor
@@ -288,7 +290,8 @@ def load(
             there is one and something here can use it, else the CPU. On a GPU an engine is used that was
             built by the installed release of TensorRT-RTX for its compute capability, or of TensorRT on
             its very model, else ONNX Runtime's CUDA provider, else the CPU. Each step down is warned of,
-            with the reasons (FallbackWarning).
+            with the reasons (FallbackWarning), also where ``cuda`` was asked for: ``device`` of the model
+            says what is in use, ``cuda`` or ``cpu``, for a service that must not run on the CPU.
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
             fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side

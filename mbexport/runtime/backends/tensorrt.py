@@ -40,12 +40,15 @@ class TensorRTBackend:
         limits: what may be run at one time.
         per_token: names of the outputs that have a place for each token.
         description: the file and runtime in use.
+        device: ``cuda``.
 
     Raises:
         BundleError: the file is not the one of the manifest; it is read and hashed, 0.3 s for 300 MB.
         MissingExtraError: TensorRT or cuda-bindings is not installed.
         BackendError: TensorRT does not load or refuses the engine, the GPU's memory is full, or CUDA failed.
     """
+
+    device = "cuda"
 
     def __init__(self, bundle: Path, engine: Engine) -> None:
         require(MODULES[engine.builder], "cuda.bindings")
