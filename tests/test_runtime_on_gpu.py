@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 from mbexport import export_onnx
+from mbexport.bundle.half import ensure_half_graph
 from mbexport.driver import NoGpuError
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.runtime import FallbackWarning, Model, load
@@ -329,6 +330,30 @@ def test_named_precision(bundle: Path, machine: Machine) -> None:
     machine.cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
     with pytest.raises(BundleError, match=r"holds no int8 graph; it has fp32; .*cudaMalloc of 4096 bytes failed"):
         load(bundle, precision="int8")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.filterwarnings("error")  # none says that the CPU is used, which it is not
+def test_bf16_needs_a_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ensure_half_graph(bundle, "bf16")
+    with pytest.raises(BackendError, match="NOT_IMPLEMENTED"):  # what is said in its place below
+        OnnxRuntimeBackend(bundle / graph.file)
+    refusal = r"copy: precision is 'bf16', which needs a GPU; on the CPU load it in fp32"
+    with pytest.raises(InputError, match=refusal + "$"):
+        load(bundle, device="cpu", precision="bf16")
+    add_engine(bundle, precision="bf16", builder_version="1.6.0.10")
+    for device in ("auto", "cuda"):
+        with pytest.raises(InputError, match=refusal + r"; .*was built by tensorrt-rtx 1\.6"):
+            load(bundle, device=device, precision="bf16")
+    add_engine(bundle, precision="bf16")
+    assert on_gpu(bundle, precision="bf16").device == "cuda"
+
+    def find_gpu() -> None:
+        raise BackendError("cuInit returned error 803")
+
+    monkeypatch.setattr("mbexport.runtime.on_gpu.find_gpu", find_gpu)
+    with pytest.raises(InputError, match=refusal + "; cuInit returned error 803"):
+        load(bundle, precision="bf16")
 
 
 @pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc", "cudaMemcpyAsync", "cudaStreamCreateWithFlags"])

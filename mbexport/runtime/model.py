@@ -293,7 +293,7 @@ def load(
             with the reasons (FallbackWarning), also where ``cuda`` was asked for: ``device`` of the model
             says what is in use, ``cuda`` or ``cpu``, for a service that must not run on the CPU.
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
-            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph.
+            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph. ``bf16`` needs a GPU.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
         share_cores: on a CPU, whether texts of one call may run side by side, one core each. It is faster;
@@ -302,7 +302,7 @@ def load(
 
     Raises:
         BundleError: no bundle there, a file of it missing, cut short or changed, no such precision.
-        InputError: no such device, or ``cuda`` where there is no GPU.
+        InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` where none is used.
         BackendError: ONNX Runtime refuses the graph.
     """
     if device not in DEVICES:
