@@ -19,12 +19,13 @@ import pytest
 from mbexport import export_onnx
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.driver import NoGpuError
-from mbexport.errors import BackendError, BundleError, InputError
+from mbexport.errors import BackendError, BundleError, InputError, MissingExtraError
 from mbexport.runtime import FallbackWarning, Model, load
 from mbexport.runtime import on_gpu as on_gpu_module
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
+from mbexport.runtime.cuda import Cuda
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.gpu_standin import FakeEngine, Machine, Status, add_engine
 
@@ -378,6 +379,17 @@ def test_a_failing_call_is_named_and_nothing_leaks(call: str, bundle: Path, mach
     assert machine.cuda.leaks() == {}
     with pytest.raises(BackendError, match="was closed"):
         backend.run(ids, ids)
+
+
+@pytest.mark.usefixtures("machine")
+def test_missing_cuda_bindings_are_named_as_the_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = add_engine(bundle)
+    monkeypatch.setattr("mbexport.optional.installed", lambda module: module != "cuda.bindings")
+    missing = r"^this needs cuda\.bindings, which is not installed: pip install "
+    with pytest.raises(MissingExtraError, match=missing + r"'tensorrt-rtx==1\.7\.1\.\*' cuda-bindings$"):
+        TensorRTBackend(bundle, engine)
+    with pytest.raises(MissingExtraError, match=missing + "cuda-bindings$"):
+        Cuda()
 
 
 def test_an_engine_that_is_none(bundle: Path, machine: Machine) -> None:

@@ -13,7 +13,6 @@ from mbexport.profiles import parse_profiles
 
 # What precision="auto" takes, by preference. INT8 and FP8 cost quality, so they must be named.
 AUTOMATIC = ("fp16", "bf16", "fp32")
-EXTRAS = {"tensorrt-rtx": "trt", "tensorrt": "tensorrt"}
 # By builder, the distributions that a module's version may be recorded under.
 DISTRIBUTIONS = {
     "tensorrt-rtx": ("tensorrt_rtx",),
@@ -59,13 +58,18 @@ def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], 
         return f"was built by {engine.builder!r}, this version runs engines of {' and '.join(DISTRIBUTIONS)}"
     version = installed(engine.builder)
     if version is None:
-        return f"needs {engine.builder}, which is not installed: pip install 'mbexport[{EXTRAS[engine.builder]}]'"
+        return f"needs {engine.builder}, which is not installed: pip install {packages(engine)}"
     if not same_release(engine.builder_version, version):
         return (
             f"was built by {engine.builder} {engine.builder_version}, here is {version}, and an engine loads only in "
-            "the release that built it: install that, or build it again with mbexport trt"
+            f"the release that built it: pip install {packages(engine)}, or build it again with mbexport trt"
         )
     return None
+
+
+def packages(engine: Engine) -> str:
+    """For pip, all that running an engine needs; the extras are for building, and bring the exporter too."""
+    return f"'{engine.builder}=={_release(engine.builder_version)}.*' cuda-bindings"
 
 
 def _other_gpu(engine: Engine, gpu: Gpu) -> str | None:
@@ -94,7 +98,11 @@ def same_release(built: str, installed: str) -> bool:
     an engine loads in the version that built it, unless built as version-compatible, which ours are not.
     The fourth number counts builds of one release.
     """
-    return built.split(".")[:3] == installed.split(".")[:3]
+    return _release(built) == _release(installed)
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:3])
 
 
 def _rank(engine: Engine, gpu: Gpu) -> tuple[int, ...]:

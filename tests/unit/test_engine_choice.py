@@ -127,6 +127,7 @@ def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
         ({"compute_capability": "8.6"}, "compute capability 8.6; NVIDIA A100-SXM4-40GB has 8.0"),
         ({"builder_version": "1.7.0.33"}, "here is 1.7.1.116"),
         ({"builder": "tensorrt", "builder_version": "10.13.2.6"}, "here is 10.13.3.9"),
+        ({"builder_version": "1.6.0.10"}, "pip install 'tensorrt-rtx==1.6.0.*' cuda-bindings, or build it again"),
         ({"builder": "other", "builder_version": "1"}, "this version runs engines of tensorrt-rtx and tensorrt"),
     ],
 )
@@ -138,10 +139,12 @@ def test_every_reason_is_one_sentence(fields: dict[str, str], reason: str) -> No
     assert "\n" not in choice.refused[0]
 
 
-@pytest.mark.parametrize(("builder", "extra"), [("tensorrt-rtx", "trt"), ("tensorrt", "tensorrt")])
-def test_a_missing_tensorrt_is_named_with_its_extra(builder: str, extra: str) -> None:
+@pytest.mark.parametrize(("builder", "release"), [("tensorrt-rtx", "1.7.1"), ("tensorrt", "10.13.3")])
+def test_a_missing_tensorrt_is_named_by_what_a_serving_machine_needs(builder: str, release: str) -> None:
+    """Not by an extra: those are for building, and bring Polygraphy and the exporter."""
     choice = choose_engines([engine("e", builder=builder)], A100, "auto", lambda _: None)
-    assert choice.refused == (f"e needs {builder}, which is not installed: pip install 'mbexport[{extra}]'",)
+    install = f"pip install '{builder}=={release}.*' cuda-bindings"
+    assert choice.refused == (f"e needs {builder}, which is not installed: {install}",)
 
 
 def test_releases() -> None:

@@ -19,7 +19,7 @@ from mbexport.runtime.backends.session import Session
 from mbexport.runtime.backends.trt_api import TensorRT
 from mbexport.runtime.batches import Limits, token_budget
 from mbexport.runtime.cuda import Cuda, load_module
-from mbexport.runtime.engines import read_engine
+from mbexport.runtime.engines import packages, read_engine
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -51,7 +51,7 @@ class TensorRTBackend:
     device = "cuda"
 
     def __init__(self, bundle: Path, engine: Engine) -> None:
-        require(MODULES[engine.builder], "cuda.bindings")
+        require(MODULES[engine.builder], "cuda.bindings", packages=packages(engine))
         content = read_engine(bundle, engine)
         trt: TensorRT = load_module(MODULES[engine.builder])
         self.description = f"{Path(engine.file).name} on {NAMES[engine.builder]} {trt.__version__}"
