@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], 
 
 def packages(engine: Engine) -> str:
     """For pip, all that running an engine needs; the extras are for building, and bring the exporter too."""
-    return f"'{engine.builder}=={_release(engine.builder_version)}.*' cuda-bindings"
+    version = f"{engine.builder}=={_release(engine.builder_version)}.*"
+    return f"{shlex.quote(version)} cuda-bindings"  # a manifest holds what whoever made the bundle wrote
 
 
 def _other_gpu(engine: Engine, gpu: Gpu) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 import sys
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,11 @@ def test_a_missing_tensorrt_is_named_by_what_a_serving_machine_needs(builder: st
     choice = choose_engines([engine("e", builder=builder)], A100, "auto", lambda _: None)
     install = f"pip install '{builder}=={release}.*' cuda-bindings"
     assert choice.refused == (f"e needs {builder}, which is not installed: {install}",)
+
+
+def test_a_command_that_is_named_holds_no_other() -> None:
+    (fault,) = choose_engines([engine("e", builder_version="1'; other #")], A100, "auto", lambda _: None).refused
+    assert shlex.split(fault.split("pip install ")[1]) == ["tensorrt-rtx==1'; other #.*", "cuda-bindings"]
 
 
 def test_releases() -> None:
