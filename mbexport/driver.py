@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 CAPABILITY = (75, 76)
+BRANDS = frozenset({"nvidia", "geforce", "tesla", "quadro"})
+# Behind a model's name they make another model of it, with fewer or more multiprocessors.
+OTHER_MODELS = frozenset({"ti", "super", "laptop", "d"})
 
 
 class NoGpuError(BackendError):
@@ -24,6 +28,22 @@ class Gpu:
 
     name: str
     compute_capability: str
+
+
+def model_words(title: str) -> list[str]:
+    """The words of a GPU's name in small letters, without brands: ``rtx``, ``4090``."""
+    return [word for word in re.findall(r"[a-z0-9]+", title.lower()) if word not in BRANDS]
+
+
+def names_model(name: str, title: str) -> bool:
+    """Whether a short name such as ``rtx4090`` is of the model that a driver's ``NVIDIA GeForce RTX 4090`` is.
+
+    It is where words that follow one another make it up: ``l4`` is no L40S, ``rtx3090`` no RTX 3090 Ti.
+    Memory and board (``A100-SXM4-80GB``) make no other model.
+    """
+    short, words = "".join(model_words(name)), model_words(title)
+    runs = ((start, end) for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+    return any("".join(words[start:end]) == short and OTHER_MODELS.isdisjoint(words[end:]) for start, end in runs)
 
 
 def find_gpu() -> Gpu:

@@ -31,15 +31,18 @@ def installed(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def require(*modules: str) -> None:
+def require(*modules: str, packages: str | None = None) -> None:
     """Check, without importing them, that optional modules are installed.
 
+    Args:
+        modules: their names.
+        packages: for pip, where the extra would bring more than is needed.
+
     Raises:
-        MissingExtraError: names the missing modules and the extra to install.
+        MissingExtraError: names the missing modules and the extra, or the packages, to install.
     """
     missing = [module for module in modules if not installed(module)]
     if missing:
         extras = ",".join(sorted({EXTRA_OF[module] for module in missing}))
-        raise MissingExtraError(
-            f"this needs {', '.join(missing)}, which is not installed: pip install 'mbexport[{extras}]'"
-        )
+        install = packages or f"'mbexport[{extras}]'"
+        raise MissingExtraError(f"this needs {', '.join(missing)}, which is not installed: pip install {install}")

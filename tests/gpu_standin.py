@@ -3,8 +3,8 @@
 It computes: an "engine" is a small JSON text that names an ONNX file, which ONNX Runtime runs on the bytes in
 the stand-in's memory. And it is strict where CUDA would corrupt memory or answer nonsense in silence:
 nothing enqueued is done before the stream is waited for, every address and size is checked, memory in
-use cannot be freed, and a context that a graph was captured from cannot be changed. Such a fault is an
-AssertionError, which the runtime does not catch.
+use cannot be freed, a graph that may still run cannot be destroyed, and a context that a graph was captured
+from cannot be changed. Such a fault is an AssertionError, which the runtime does not catch.
 """
 
 # ruff: noqa: N815 (CUDA's names)
@@ -224,6 +224,8 @@ class FakeCuda(ModuleType):
         return (Status.cudaSuccess,)
 
     def cudaGraphExecDestroy(self, executable: Handle) -> tuple[Any, ...]:
+        enqueued = [work for stream in self.streams.values() for work in stream.work]
+        assert not any(work in enqueued for work in executable.work), "destroyed while it may still run"
         del self.executables[int(executable)]
         return (Status.cudaSuccess,)
 

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from mbexport import export_onnx
+from mbexport.bundle.half import ensure_half_graph
 from mbexport.driver import NoGpuError
-from mbexport.errors import BackendError, BundleError, InputError
+from mbexport.errors import BackendError, BundleError, InputError, MissingExtraError
 from mbexport.runtime import FallbackWarning, Model, load
+from mbexport.runtime import on_gpu as on_gpu_module
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
+from mbexport.runtime.cuda import Cuda
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.gpu_standin import FakeEngine, Machine, Status, add_engine
 
@@ -65,6 +69,7 @@ def test_answers_equal_the_cpu(builder: str, profile: str, bundle: Path, machine
     expected = load(bundle, device="cpu").logits(TEXTS)
     model = on_gpu(bundle)
     assert model.description.startswith("a100-fp16-0.engine on TensorRT")
+    assert (model.device, load(bundle, device="cpu").device) == ("cuda", "cpu")
     for _ in range(5):  # captured and replayed, too
         assert np.abs(model.logits(TEXTS) - expected).max() <= 1e-5
     for number, text in enumerate(TEXTS):
@@ -144,6 +149,21 @@ def test_cuda_graphs_of_repeated_shapes(bundle: Path, machine: Machine, monkeypa
     model.outputs_of_tokens([np.full(8, 7)])  # its graph was dropped, and it is counted anew
     assert engine.contexts == contexts
     assert np.abs(model.logits(["some text"]) - expected).max() <= 1e-5
+
+
+def test_a_graph_that_may_still_run_is_waited_for(bundle: Path, machine: Machine) -> None:
+    """``Contexts`` promises it whatever its caller has waited for: here, for nothing since the launch."""
+    add_engine(bundle, builder="tensorrt")
+    model = on_gpu(bundle)
+    contexts = backend_of(model)._session._contexts
+    for _ in range(3):
+        model.logits(["some text"])
+    ((fit, graph),) = contexts._graphs.items()
+    contexts.run(fit, {}, {})  # a replay takes shapes and addresses from the graph
+    with pytest.raises(AssertionError, match="destroyed while it may still run"):  # the control
+        machine.cuda.cudaGraphExecDestroy(graph.executable)
+    contexts.forget_graphs()
+    assert len(machine.cuda.executables) == 0
 
 
 @pytest.mark.usefixtures("machine")
@@ -255,6 +275,31 @@ def test_the_cpu_or_another_engine_is_used_and_said(bundle: Path, machine: Machi
         load(bundle)
 
 
+def test_a_trial_that_fails_gives_back_its_memory_at_once(
+    bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the last reference goes: a traceback that somebody keeps holds one."""
+    tried: list[TensorRTBackend] = []
+    left: list[dict[str, int]] = []
+
+    def trial(backend: TensorRTBackend, manifest: Any) -> None:
+        left.append(machine.cuda.leaks())
+        tried.append(backend)
+        run_once(backend, manifest)
+
+    run_once = on_gpu_module._try
+    monkeypatch.setattr(on_gpu_module, "_try", trial)
+    add_engine(bundle, refuses=True)
+    add_engine(bundle, "1x1:1x8:1x16")
+    with pytest.warns(FallbackWarning, match=r"fp16-1\.engine on TensorRT-RTX 1\.7\.1\.116 is used"):
+        model = load(bundle)
+    assert len(tried) == 2
+    assert left[0] == left[1] != {}  # the second engine had the GPU to itself
+    with pytest.raises(BackendError, match="was closed"):
+        tried[0].run(np.ones((1, 1), np.int64), np.ones((1, 1), np.int64))
+    assert len(model(["some text"])) == 1
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
@@ -275,6 +320,7 @@ def test_why_an_engine_does_not_fit(
     assert reason in str(said[0].message)
     assert "THE CPU IS USED" in str(said[0].message)
     assert said[0].filename == __file__
+    assert model.device == "cpu"  # what a service that must not run there asks
     assert machine.cuda.calls == []  # told from the manifest, before CUDA is touched
     assert len(model(TEXTS)) == len(TEXTS)
 
@@ -285,6 +331,30 @@ def test_named_precision(bundle: Path, machine: Machine) -> None:
     machine.cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
     with pytest.raises(BundleError, match=r"holds no int8 graph; it has fp32; .*cudaMalloc of 4096 bytes failed"):
         load(bundle, precision="int8")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.filterwarnings("error")  # none says that the CPU is used, which it is not
+def test_bf16_needs_a_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ensure_half_graph(bundle, "bf16")
+    with pytest.raises(BackendError, match="NOT_IMPLEMENTED"):  # what is said in its place below
+        OnnxRuntimeBackend(bundle / graph.file)
+    refusal = r"copy: precision is 'bf16', which needs a GPU; on the CPU load it in fp32"
+    with pytest.raises(InputError, match=refusal + "$"):
+        load(bundle, device="cpu", precision="bf16")
+    add_engine(bundle, precision="bf16", builder_version="1.6.0.10")
+    for device in ("auto", "cuda"):
+        with pytest.raises(InputError, match=refusal + r"; .*was built by tensorrt-rtx 1\.6"):
+            load(bundle, device=device, precision="bf16")
+    add_engine(bundle, precision="bf16")
+    assert on_gpu(bundle, precision="bf16").device == "cuda"
+
+    def find_gpu() -> None:
+        raise BackendError("cuInit returned error 803")
+
+    monkeypatch.setattr("mbexport.runtime.on_gpu.find_gpu", find_gpu)
+    with pytest.raises(InputError, match=refusal + "; cuInit returned error 803"):
+        load(bundle, precision="bf16")
 
 
 @pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc", "cudaMemcpyAsync", "cudaStreamCreateWithFlags"])
@@ -309,6 +379,17 @@ def test_a_failing_call_is_named_and_nothing_leaks(call: str, bundle: Path, mach
     assert machine.cuda.leaks() == {}
     with pytest.raises(BackendError, match="was closed"):
         backend.run(ids, ids)
+
+
+@pytest.mark.usefixtures("machine")
+def test_missing_cuda_bindings_are_named_as_the_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = add_engine(bundle)
+    monkeypatch.setattr("mbexport.optional.installed", lambda module: module != "cuda.bindings")
+    missing = r"^this needs cuda\.bindings, which is not installed: pip install "
+    with pytest.raises(MissingExtraError, match=missing + r"'tensorrt-rtx==1\.7\.1\.\*' cuda-bindings$"):
+        TensorRTBackend(bundle, engine)
+    with pytest.raises(MissingExtraError, match=missing + "cuda-bindings$"):
+        Cuda()
 
 
 def test_an_engine_that_is_none(bundle: Path, machine: Machine) -> None:
@@ -414,18 +495,23 @@ def test_cuda_provider_runs_batches(bundle: Path, monkeypatch: pytest.MonkeyPatc
     expected = load(bundle, device="cpu").logits(TEXTS)
     shapes: list[tuple[int, ...]] = []
 
-    class OnCpu(OnnxRuntimeBackend):
-        def __init__(self, graph: Path, threads: int | None = None, *, as_written: bool, provider: str) -> None:
-            assert provider == "CUDAExecutionProvider"
-            super().__init__(graph, threads, as_written=as_written)
+    class OnCpu(onnxruntime.InferenceSession):
+        def __init__(self, graph: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+            assert (providers, enable_fallback) == (["CUDAExecutionProvider"], 0)
+            super().__init__(graph, options, providers=["CPUExecutionProvider"])
 
-        def run(self, input_ids: Any, *rest: Any, **more: Any) -> Any:
-            shapes.append(input_ids.shape)
-            return super().run(input_ids, *rest, **more)
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    monkeypatch.setattr("mbexport.runtime.on_gpu.OnnxRuntimeBackend", OnCpu)
+        def run(self, wanted: Any, inputs: Any) -> Any:
+            shapes.append(inputs["input_ids"].shape)
+            return super().run(wanted, inputs)
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", OnCpu)
     model = on_gpu(bundle)
     assert model.description.startswith("model_ort.onnx")
+    assert model.device == "cuda"
     assert np.abs(model.logits(TEXTS) - expected).max() <= 1e-5
     assert len(shapes) < len(TEXTS) // 2
     add_engine(bundle, compute_capability="8.9")

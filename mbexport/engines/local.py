@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
-from mbexport.driver import find_gpu, gpu_memory
+from mbexport.driver import find_gpu, gpu_memory, model_words, names_model
 from mbexport.engines.gpus import GPUS, Gpu
 from mbexport.errors import BackendError, InputError
 
@@ -33,11 +32,7 @@ def gpu_of(title: str, compute_capability: tuple[int, int], memory: int) -> Gpu:
         memory: bytes.
     """
     gibibytes = max(1, round(memory / 2**30))
-    words = re.findall(r"[a-z0-9]+", title.lower())
-    joined = {"".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)}
     for gpu in GPUS.values():
-        if gpu.name in joined and gpu.compute_capability == compute_capability:
+        if gpu.compute_capability == compute_capability and names_model(gpu.name, title):
             return dataclasses.replace(gpu, memory=gibibytes)
-    brand = {"nvidia", "geforce", "tesla", "quadro"}
-    name = "-".join(word for word in words if word not in brand) or "gpu"
-    return Gpu(name, title, compute_capability, gibibytes)
+    return Gpu("-".join(model_words(title)) or "gpu", title, compute_capability, gibibytes)

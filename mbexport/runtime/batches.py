@@ -45,12 +45,12 @@ class Limits:
 
     def texts(self, row: int) -> int:
         """The most texts of ``row`` places in one run."""
-        within_budget = max(1, self.tokens // row)
         # By profile that takes such rows: what they are padded to there, and how many it takes.
         taken = [(max(row, p.smallest[1]), p.largest[0]) for p in self.profiles if p.largest[1] >= row]
         if not taken:
-            return within_budget
+            return max(1, self.tokens // row)
         least = min(padded for padded, _ in taken)
+        within_budget = max(1, self.tokens // least)  # padding takes memory as text does
         return min(within_budget, max(batch for padded, batch in taken if padded == least))
 
 

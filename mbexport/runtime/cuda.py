@@ -71,7 +71,7 @@ class Cuda:
     """
 
     def __init__(self) -> None:
-        require("cuda.bindings")
+        require("cuda.bindings", packages="cuda-bindings")
         self._api: CudaApi = load_module("cuda.bindings.runtime")
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbexport.driver import Gpu
+from mbexport.driver import Gpu, names_model
 from mbexport.errors import BundleError
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
 
 # What precision="auto" takes, by preference. INT8 and FP8 cost quality, so they must be named.
 AUTOMATIC = ("fp16", "bf16", "fp32")
-EXTRAS = {"tensorrt-rtx": "trt", "tensorrt": "tensorrt"}
 # By builder, the distributions that a module's version may be recorded under.
 DISTRIBUTIONS = {
     "tensorrt-rtx": ("tensorrt_rtx",),
@@ -42,7 +42,7 @@ def choose_engines(
     """
     wanted = [engine for engine in engines if precision in ("auto", engine.precision)]
     # Where the bundle has engines for this GPU, those for other machines are nothing to speak of.
-    wanted = [engine for engine in wanted if engine.compute_capability == gpu.compute_capability] or wanted
+    wanted = [engine for engine in wanted if _other_gpu(engine, gpu) is None] or wanted
     faults = {engine: _fault(engine, gpu, precision, installed) for engine in wanted}
     fitting = sorted((engine for engine in wanted if faults[engine] is None), key=lambda engine: _rank(engine, gpu))
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
@@ -50,22 +50,45 @@ def choose_engines(
 
 def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], str | None]) -> str | None:
     """Why an engine does not fit; None if it does."""
-    if engine.compute_capability != gpu.compute_capability:
-        return (
-            f"is for {engine.gpu}, compute capability {engine.compute_capability}; "
-            f"{gpu.name} has {gpu.compute_capability}"
-        )
+    other = _other_gpu(engine, gpu)
+    if other is not None:
+        return other
     if precision == "auto" and engine.precision not in AUTOMATIC:
         return f"is {engine.precision}, which is taken only where asked for: precision={engine.precision!r}"
     if engine.builder not in DISTRIBUTIONS:
         return f"was built by {engine.builder!r}, this version runs engines of {' and '.join(DISTRIBUTIONS)}"
     version = installed(engine.builder)
     if version is None:
-        return f"needs {engine.builder}, which is not installed: pip install 'mbexport[{EXTRAS[engine.builder]}]'"
+        return f"needs {engine.builder}, which is not installed: pip install {packages(engine)}"
     if not same_release(engine.builder_version, version):
         return (
             f"was built by {engine.builder} {engine.builder_version}, here is {version}, and an engine loads only in "
-            "the release that built it: install that, or build it again with mbexport trt"
+            f"the release that built it: pip install {packages(engine)}, or build it again with mbexport trt"
+        )
+    return None
+
+
+def packages(engine: Engine) -> str:
+    """For pip, all that running an engine needs; the extras are for building, and bring the exporter too."""
+    version = f"{engine.builder}=={_release(engine.builder_version)}.*"
+    return f"{shlex.quote(version)} cuda-bindings"  # a manifest holds what whoever made the bundle wrote
+
+
+def _other_gpu(engine: Engine, gpu: Gpu) -> str | None:
+    """What tells that an engine was built for another GPU; None if nothing does.
+
+    TensorRT-RTX builds for a compute capability. TensorRT times kernels on the GPU at hand, and promises
+    nothing of another model, even of the same compute capability: it may run slowly, or not at all.
+    """
+    if engine.compute_capability != gpu.compute_capability:
+        return (
+            f"is for {engine.gpu}, compute capability {engine.compute_capability}; "
+            f"{gpu.name} has {gpu.compute_capability}"
+        )
+    if engine.builder == "tensorrt" and not names_model(engine.gpu, gpu.name):
+        return (
+            f"was built by tensorrt on {engine.gpu}, which is another model than {gpu.name}, and such an engine is "
+            "for one model only: build one here with mbexport trt --gpu auto"
         )
     return None
 
@@ -77,20 +100,18 @@ def same_release(built: str, installed: str) -> bool:
     an engine loads in the version that built it, unless built as version-compatible, which ours are not.
     The fourth number counts builds of one release.
     """
-    return built.split(".")[:3] == installed.split(".")[:3]
+    return _release(built) == _release(installed)
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:3])
 
 
 def _rank(engine: Engine, gpu: Gpu) -> tuple[int, ...]:
     """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, the longest texts."""
-    named = _letters(engine.gpu) in _letters(gpu.name)
     longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))
     order = AUTOMATIC.index(engine.precision) if engine.precision in AUTOMATIC else 0  # a named one has no others
-    return (order, not named, engine.builder != "tensorrt", -longest)
-
-
-def _letters(name: str) -> str:
-    """``rtx4090`` of ``RTX 4090``."""
-    return "".join(character for character in name.lower() if character.isalnum())
+    return (order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", -longest)
 
 
 def installed_version(builder: str) -> str | None:

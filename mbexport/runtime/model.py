@@ -41,12 +41,14 @@ class Model:
     Attributes:
         manifest: the bundle's manifest.
         description: the file, runtime and provider really in use.
+        device: what really computes, ``cpu`` or ``cuda``.
         truncated: how many texts were cut to ``manifest.max_length`` tokens so far.
     """
 
     def __init__(self, manifest: Manifest, encoder: TextEncoder, executor: Executor) -> None:
         self.manifest = manifest
         self.description = executor.all.description
+        self.device = executor.all.device
         self.truncated = 0
         self._encoder = encoder
         self._executor = executor
@@ -286,10 +288,12 @@ def load(
         bundle: a directory that ``mbexport onnx`` wrote.
         device: ``cpu``; ``cuda`` for the first GPU that this process sees; ``auto`` for that GPU where
             there is one and something here can use it, else the CPU. On a GPU an engine is used that was
-            built for its compute capability by the installed TensorRT release, else ONNX Runtime's CUDA
-            provider, else the CPU. Each step down is warned of, with the reasons (FallbackWarning).
+            built by the installed release of TensorRT-RTX for its compute capability, or of TensorRT on
+            its very model, else ONNX Runtime's CUDA provider, else the CPU. Each step down is warned of,
+            with the reasons (FallbackWarning), also where ``cuda`` was asked for: ``device`` of the model
+            says what is in use, ``cuda`` or ``cpu``, for a service that must not run on the CPU.
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
-            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph.
+            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph. ``bf16`` needs a GPU.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
         share_cores: on a CPU, whether texts of one call may run side by side, one core each. It is faster;
@@ -298,7 +302,7 @@ def load(
 
     Raises:
         BundleError: no bundle there, a file of it missing, cut short or changed, no such precision.
-        InputError: no such device, or ``cuda`` where there is no GPU.
+        InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` where none is used.
         BackendError: ONNX Runtime refuses the graph.
     """
     if device not in DEVICES:

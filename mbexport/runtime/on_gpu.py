@@ -18,7 +18,7 @@ from mbexport.runtime.batches import Limits, plan_batches, token_budget
 from mbexport.runtime.engines import choose_engines, installed_version
 from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.start import Wish, choose_graphs
+from mbexport.runtime.start import Wish, choose_graphs, cpu_graph
 
 CPU_USED = "THE CPU IS USED, not the GPU"
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def start_on_gpu(bundle: Path, manifest: Manifest, wish: Wish) -> InTurn | None:
 
     Raises:
         BundleError: an engine that fits is not the manifest's.
-        InputError: ``device="cuda"``, and there is no GPU.
+        InputError: ``device="cuda"``, and there is no GPU; or the precision runs on the GPU only, and not on this one.
     """
     try:
         gpu = find_gpu()
@@ -61,10 +61,13 @@ def start_on_gpu(bundle: Path, manifest: Manifest, wish: Wish) -> InTurn | None:
         if wish.device == "cuda":
             raise InputError(f"device is 'cuda', and {cause}; load with device='auto' or 'cpu' instead") from cause
         if not isinstance(cause, NoGpuError):
+            cpu_graph(bundle, manifest, wish.precision, [str(cause)])  # or the CPU could not be used
             _warn(f"{bundle}: {CPU_USED}; {cause}")
         return None
     reasons: list[str] = []
     executor = _on_engine(bundle, manifest, wish, gpu, reasons) or _on_cuda_provider(bundle, manifest, wish, reasons)
+    if executor is None:
+        cpu_graph(bundle, manifest, wish.precision, reasons)
     if reasons:
         used = f"{executor.all.description} is used" if executor else CPU_USED
         _warn(f"{bundle} on {gpu.name}: {used}; " + "; ".join(reasons))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from mbexport.errors import BundleError
+from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
 from mbexport.runtime.cores import Cores
 from mbexport.runtime.schedule import Run
 
+NOT_ON_CPU = frozenset({"bf16"})  # precisions that ONNX Runtime has no kernels of there
 T = TypeVar("T")
 
 
@@ -46,7 +47,7 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
 
     Raises:
         BundleError: no graph of the precision, or an engine that is not the manifest's.
-        InputError: a GPU is asked for, and there is none.
+        InputError: a GPU is asked for, or needed for the precision, and there is none.
         BackendError: ONNX Runtime refuses the graph.
     """
     if wish.device == "cuda" or (wish.device == "auto" and (manifest.engines or has_cuda())):
@@ -55,8 +56,29 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
         executor = start_on_gpu(bundle, manifest, wish)
         if executor is not None:
             return executor
-    graph = choose_graphs(bundle, manifest, wish.precision)[0]
+    graph = cpu_graph(bundle, manifest, wish.precision)
     return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
+
+
+def cpu_graph(bundle: Path, manifest: Manifest, precision: str, reasons: Sequence[str] = ()) -> Graph:
+    """The graph of a precision that runs on the CPU.
+
+    Args:
+        bundle: the bundle.
+        manifest: its manifest.
+        precision: the precision, or ``auto``.
+        reasons: why the GPU is not used, where there are some.
+
+    Raises:
+        BundleError: there is none of the precision.
+        InputError: the precision needs a GPU.
+    """
+    graph = choose_graphs(bundle, manifest, precision, reasons)[0]
+    if graph.precision in NOT_ON_CPU:
+        here = " or ".join(sorted({graph.precision for graph in manifest.graphs} - NOT_ON_CPU)) or "none that it has"
+        message = f"{bundle}: precision is {precision!r}, which needs a GPU; on the CPU load it in {here}"
+        raise InputError("; ".join([message, *reasons]))
+    return graph
 
 
 def choose_graphs(bundle: Path, manifest: Manifest, precision: str, reasons: Sequence[str] = ()) -> list[Graph]:

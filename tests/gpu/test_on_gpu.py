@@ -75,6 +75,7 @@ pytestmark = pytest.mark.gpu
 def test_the_engine_is_what_runs(model: Model) -> None:
     assert isinstance(model._executor.all, TensorRTBackend)
     assert ".engine on TensorRT" in model.description
+    assert model.device == "cuda"
 
 
 def test_answers_equal_the_cpu(model: Model, bundle: Path) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory
+from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory, names_model
+from mbexport.engines.local import gpu_of
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
-from mbexport.runtime.engines import choose_engines, installed_version, same_release
+from mbexport.runtime.engines import Choice, choose_engines, installed_version, same_release
 
 A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
@@ -40,7 +43,7 @@ def test_the_best_comes_first() -> None:
     engines = [
         engine("fp32", precision="fp32", builder="tensorrt"),
         engine("bf16", precision="bf16"),
-        engine("a30", gpu="a30", builder="tensorrt"),
+        engine("a30", gpu="a30"),
         engine("short"),
         engine("long", profile="1x1:8x128:32x512,1x1:1x2048:2x8192"),
         engine("tuned", builder="tensorrt"),
@@ -48,6 +51,54 @@ def test_the_best_comes_first() -> None:
     assert names(engines) == ["tuned", "long", "short", "a30", "bf16", "fp32"]
     assert names(engines, "fp32") == ["fp32"]
     assert names(engines, "int8") == []
+
+
+@pytest.mark.parametrize(("title", "best"), [("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4"), ("NVIDIA L40", "fast")])
+def test_an_engine_for_this_very_model_comes_first(title: str, best: str) -> None:
+    profiles = {"l4": "1x1:1x1:1x2", "l40s": "1x1:1x1:1x2", "fast": "1x1:1x1:1x3"}
+    engines = [engine(gpu, gpu=gpu, compute_capability="8.9", profile=profiles[gpu]) for gpu in profiles]
+    assert names(engines, gpu=Gpu(title, "8.9"))[0] == best
+
+
+def test_tensorrt_is_for_one_model_tensorrt_rtx_for_a_compute_capability() -> None:
+    l4 = Gpu("NVIDIA L4", "8.9")
+    rtx = engine("rtx", gpu="rtx4090", compute_capability="8.9")
+    tuned = replace(rtx, file="tuned", builder="tensorrt", builder_version=VERSIONS["tensorrt"])
+    choice = choose_engines([tuned], l4, "auto", VERSIONS.get)
+    assert choice.fitting == ()
+    assert "tuned was built by tensorrt on rtx4090, which is another model than NVIDIA L4" in choice.refused[0]
+    assert choose_engines([tuned, rtx], l4, "auto", VERSIONS.get) == Choice((rtx,), ())
+    assert names([tuned, rtx], gpu=Gpu("NVIDIA GeForce RTX 4090", "8.9")) == ["tuned", "rtx"]
+
+
+@pytest.mark.parametrize("title", ["Tesla T4", "NVIDIA A10G", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 4070 Ti SUPER"])
+def test_an_engine_built_here_fits_here(title: str) -> None:
+    local = gpu_of(title, (8, 0), 2**34)
+    assert names([engine("own", gpu=local.name, builder="tensorrt")], gpu=Gpu(title, "8.0")) == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "same"),
+    [
+        ("rtx4090", "NVIDIA GeForce RTX 4090", True),
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+        ("h100", "NVIDIA H100 80GB HBM3", True),
+        ("t4", "Tesla T4", True),
+        ("rtx-a6000", "NVIDIA RTX A6000", True),
+        ("rtx-3070-ti-laptop-gpu", "NVIDIA GeForce RTX 3070 Ti Laptop GPU", True),
+        ("l4", "NVIDIA L40S", False),
+        ("l40", "NVIDIA L40S", False),
+        ("a10", "NVIDIA A100-PCIE-40GB", False),
+        ("a10", "NVIDIA A10G", False),
+        ("h100", "NVIDIA GH200 480GB", False),
+        ("rtx3090", "NVIDIA GeForce RTX 3090 Ti", False),
+        ("rtx4090", "NVIDIA GeForce RTX 4090 Laptop GPU", False),
+        ("rtx-3070-ti", "NVIDIA GeForce RTX 3070 Ti Laptop GPU", False),
+        ("", "NVIDIA L4", False),
+    ],
+)
+def test_a_short_name_of_a_gpu(name: str, title: str, same: bool) -> None:
+    assert names_model(name, title) is same
 
 
 def test_int8_and_fp8_must_be_named() -> None:
@@ -73,9 +124,11 @@ def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"gpu": "a30", "builder": "tensorrt"}, "was built by tensorrt on a30, which is another model than NVIDIA"),
         ({"compute_capability": "8.6"}, "compute capability 8.6; NVIDIA A100-SXM4-40GB has 8.0"),
         ({"builder_version": "1.7.0.33"}, "here is 1.7.1.116"),
         ({"builder": "tensorrt", "builder_version": "10.13.2.6"}, "here is 10.13.3.9"),
+        ({"builder_version": "1.6.0.10"}, "pip install 'tensorrt-rtx==1.6.0.*' cuda-bindings, or build it again"),
         ({"builder": "other", "builder_version": "1"}, "this version runs engines of tensorrt-rtx and tensorrt"),
     ],
 )
@@ -87,10 +140,17 @@ def test_every_reason_is_one_sentence(fields: dict[str, str], reason: str) -> No
     assert "\n" not in choice.refused[0]
 
 
-@pytest.mark.parametrize(("builder", "extra"), [("tensorrt-rtx", "trt"), ("tensorrt", "tensorrt")])
-def test_a_missing_tensorrt_is_named_with_its_extra(builder: str, extra: str) -> None:
+@pytest.mark.parametrize(("builder", "release"), [("tensorrt-rtx", "1.7.1"), ("tensorrt", "10.13.3")])
+def test_a_missing_tensorrt_is_named_by_what_a_serving_machine_needs(builder: str, release: str) -> None:
+    """Not by an extra: those are for building, and bring Polygraphy and the exporter."""
     choice = choose_engines([engine("e", builder=builder)], A100, "auto", lambda _: None)
-    assert choice.refused == (f"e needs {builder}, which is not installed: pip install 'mbexport[{extra}]'",)
+    install = f"pip install '{builder}=={release}.*' cuda-bindings"
+    assert choice.refused == (f"e needs {builder}, which is not installed: {install}",)
+
+
+def test_a_command_that_is_named_holds_no_other() -> None:
+    (fault,) = choose_engines([engine("e", builder_version="1'; other #")], A100, "auto", lambda _: None).refused
+    assert shlex.split(fault.split("pip install ")[1]) == ["tensorrt-rtx==1'; other #.*", "cuda-bindings"]
 
 
 def test_releases() -> None:

@@ -68,17 +68,22 @@ def check(lengths: list[int], limits: Limits) -> float:
         assert run.length >= max(lengths[number] for number in run.texts)
         assert len(run.texts) == 1 or run.tokens <= limits.tokens
         if limits.profiles:
-            assert choose_profile(limits.profiles, len(run.texts), run.length)
+            fit = choose_profile(limits.profiles, len(run.texts), run.length)
+            assert fit
+            least = limits.profiles[fit.profile].smallest[0]
+            assert fit.batch * fit.length <= limits.tokens or len(run.texts) == 1 or fit.batch == least
         real = sum(lengths[number] for number in run.texts)
         assert len(run.texts) == 1 or run.tokens <= ENOUGH_TOKENS or run.tokens - real <= MOST_PADDING * run.tokens
     return 1 - sum(lengths) / sum(run.tokens for run in runs)
 
 
-@pytest.mark.parametrize(
-    "profiles", ["", "1x1:8x128:32x8192", "1x1:8x128:32x500,1x16:1x2048:4x8192", "4x64:4x64:4x8192"]
-)
-def test_plans(profiles: str) -> None:
-    limits = Limits(parse_profiles(profiles) if profiles else ())
+PROFILES = ["", "1x1:8x128:32x8192", "1x1:8x128:32x500,1x16:1x2048:4x8192", "4x64:4x64:4x8192", "1x512:8x512:32x8192"]
+
+
+@pytest.mark.parametrize("budget", [TOKEN_BUDGET, 5368])
+@pytest.mark.parametrize("profiles", PROFILES)
+def test_plans(profiles: str, budget: int) -> None:
+    limits = Limits(parse_profiles(profiles) if profiles else (), budget)
     rng = np.random.default_rng(0)
     for count in (0, 1, 2, 7, 300):
         for longest in (1, 30, 512, 8192):
@@ -105,6 +110,12 @@ def test_rows_stay_within_the_profile_that_takes_the_text() -> None:
 
 def test_a_profile_of_long_rows_does_not_take_short_texts_for_its_larger_batch() -> None:
     assert Limits(parse_profiles("1x1:8x100:8x128,4x512:4x512:16x1024")).texts(128) == 8
+
+
+def test_the_budget_is_of_rows_as_the_profile_pads_them() -> None:
+    limits = Limits(parse_profiles("1x512:8x512:32x512"), 5368)
+    assert limits.texts(16) == limits.texts(512) == 10
+    assert max(len(run.texts) for run in plan_batches([16] * 100, limits)) == 10
 
 
 def test_too_long() -> None:

@@ -13,8 +13,9 @@ from mbexport.runtime.cuda import Cuda, Handle
 from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.shapes import Fit
 
+# Chosen, not measured: what a capture costs, and what a graph saves, was not timed on a GPU.
 REPEATS = 3  # times that a shape is met before a graph of it pays
-MOST_GRAPHS = 16
+MOST_GRAPHS = 16  # each with a context of its own
 MOST_COUNTED = 4096  # shapes; then counting starts anew
 
 

@@ -23,6 +23,10 @@ class Backend(Protocol):
     def description(self) -> str:
         """The file, runtime and provider in use."""
 
+    @property
+    def device(self) -> str:
+        """What computes: ``cpu`` or ``cuda``."""
+
     def width(self, output: str) -> int:
         """Size of an output's last axis, 1 where that is the tokens', 0 where there is no such output."""
 

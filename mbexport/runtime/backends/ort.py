@@ -30,6 +30,7 @@ class OnnxRuntimeBackend:
     Attributes:
         per_token: names of the outputs that have a place for each token.
         description: the file, runtime and provider in use.
+        device: what computes, ``cpu`` or ``cuda``.
 
     Raises:
         BackendError: ONNX Runtime refuses the file, or the provider does not work here.
@@ -53,6 +54,7 @@ class OnnxRuntimeBackend:
                 f"{graph} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
             ) from cause
         used = self._session.get_providers()[0]
+        self.device = "cuda" if used == CUDA else "cpu"
         if used != provider:
             raise BackendError(
                 f"{provider} of ONNX Runtime {onnxruntime.__version__} does not work here, it took {used}; "

@@ -19,7 +19,7 @@ from mbexport.runtime.backends.session import Session
 from mbexport.runtime.backends.trt_api import TensorRT
 from mbexport.runtime.batches import Limits, token_budget
 from mbexport.runtime.cuda import Cuda, load_module
-from mbexport.runtime.engines import read_engine
+from mbexport.runtime.engines import packages, read_engine
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -40,6 +40,7 @@ class TensorRTBackend:
         limits: what may be run at one time.
         per_token: names of the outputs that have a place for each token.
         description: the file and runtime in use.
+        device: ``cuda``.
 
     Raises:
         BundleError: the file is not the one of the manifest; it is read and hashed, 0.3 s for 300 MB.
@@ -47,8 +48,10 @@ class TensorRTBackend:
         BackendError: TensorRT does not load or refuses the engine, the GPU's memory is full, or CUDA failed.
     """
 
+    device = "cuda"
+
     def __init__(self, bundle: Path, engine: Engine) -> None:
-        require(MODULES[engine.builder], "cuda.bindings")
+        require(MODULES[engine.builder], "cuda.bindings", packages=packages(engine))
         content = read_engine(bundle, engine)
         trt: TensorRT = load_module(MODULES[engine.builder])
         self.description = f"{Path(engine.file).name} on {NAMES[engine.builder]} {trt.__version__}"
