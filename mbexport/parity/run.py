@@ -19,12 +19,12 @@ from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
+from mbexport.runtime.start import NOT_ON_CPU
 from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Text
 
 REPORT_FILE = "parity.json"
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
-NO_BF16 = "ONNX Runtime computes no bf16 on a CPU"
 VOCABULARY_TOKENS = 32  # of a text, whose logits over the whole vocabulary are compared
 
 
@@ -59,7 +59,11 @@ def run_validation(
     ids, described = _token_ids(bundle, checkpoint, texts)
     cases = build_cases(ids, _pad_id(checkpoint), checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
     places = [_places(case, checkpoint.spec) for case in cases]
-    skipped = {graph.file: NO_BF16 for graph in manifest.graphs if graph.precision == "bf16"}
+    skipped = {
+        graph.file: f"ONNX Runtime computes no {graph.precision} on a CPU"
+        for graph in manifest.graphs
+        if graph.precision in NOT_ON_CPU
+    }
     graphs = [graph for graph in manifest.graphs if graph.file not in skipped]
     model = TorchReference(checkpoint, choose_reference(reference))
     done = _Counter(progress, len(cases) * (1 + len(graphs)))

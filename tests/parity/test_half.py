@@ -139,6 +139,17 @@ def test_every_sentence_pipeline(name: str, factor: float, tmp_path: Path) -> No
     check_all_outputs(half_bundle(pipeline, tmp_path / "bundle"), vocabulary=5000)
 
 
+def test_a_sum_over_tokens_may_grow_with_their_number(tmp_path: Path) -> None:
+    bundle = half_bundle(save_pipeline(tmp_path, *FURTHER_PIPELINES["dense after a sum"]()), tmp_path / "bundle")
+    values = json.loads((bundle / "reports/precision-fp16.json").read_text())["values"]
+    bound = {value["name"]: value["bound"] for value in values}
+    ids, mask = np.full((1, 2048), 7), np.ones((1, 2048), np.int64)  # one token over and over: the sum is the largest
+    session = onnxruntime.InferenceSession(str(bundle / "onnx/model.onnx"))
+    (hidden,) = session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+    assert np.abs(hidden.sum(axis=1)).max() / np.sqrt(2048) <= bound["2_Dense.linear.in"]
+    assert np.abs(hidden).max() > bound["2_Dense.linear.in"] / 2048  # the control: it is no bound of everything
+
+
 def scale_tensors(checkpoint: Path, factors: dict[str, float]) -> None:
     """Multiply the tensors whose names end so."""
 
