@@ -284,7 +284,8 @@ class HalfWeights:
         shifted = np.ldexp(matrix, shift)
         if any(_within(path, part) for part in self._keep):
             return shifted
-        half = shifted.astype(self._dtype)
+        with np.errstate(over="ignore"):
+            half = shifted.astype(self._dtype)
         if not np.isfinite(half.astype(np.float32)).all():
             raise PrecisionError(f"weights of {path} are beyond FP16; take --precision bf16, on a GPU that has it")
         return half

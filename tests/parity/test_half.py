@@ -117,7 +117,7 @@ FURTHER_PIPELINES = {
         pooling("mean_sqrt_len_tokens"), Dense(64, 24, activation_function=torch.nn.Identity())
     ],
     "dense after a small sigmoid": lambda: [
-        pooling("cls"), Dense(64, 24, activation_function=torch.nn.Sigmoid()), Dense(24, 8)
+        pooling("cls"), Dense(64, 24, bias=False, activation_function=torch.nn.Sigmoid()), Dense(24, 8)
     ],
 }  # fmt: skip
 
@@ -129,8 +129,8 @@ NOT_SATURATED = ("mean", "dense without bias or activation", "two dense layers",
     ("name", "factor"),
     [
         *((name, 1.0) for name in (*PIPELINES, *FURTHER_PIPELINES)),
-        *((name, 2.0**-13) for name in (*NOT_SATURATED, "dense after a small sigmoid")),
-        *((name, 2.0**14) for name in NOT_SATURATED),
+        *((name, 2.0**-20) for name in (*NOT_SATURATED, "dense after a small sigmoid")),
+        *((name, 2.0**18) for name in NOT_SATURATED),
     ],
 )
 def test_every_sentence_pipeline(name: str, factor: float, tmp_path: Path) -> None:
@@ -180,6 +180,9 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, float], dict[str, float]]] = {
     ),
     "rows of the embeddings vanish": (
         {"norm_eps": 1e-20}, {"tok_embeddings.weight": 2.0**-26}, {"LEAST_WEIGHT": 0.0}
+    ),
+    "the head's product overflows, what enters it does not": (
+        {}, {"final_norm.weight": 2.0**11, "head.dense.weight": 2.0**6}, {"LIMIT": 2.0**100}
     ),
     "the head overflows": (
         {}, {"final_norm.weight": 2.0**17, "head.dense.weight": 2.0**-17}, {"LIMIT": 2.0**100, "LEAST_WEIGHT": 0.0}
