@@ -52,7 +52,8 @@ def make_folder(path: Path) -> None:
 
 def cannot_write(bundle: Path, cause: OSError) -> BundleError:
     """The error for what the file system refuses, about the very place where that is known."""
-    place = Path(cause.filename) if isinstance(cause.filename, str) else bundle
+    named = cause.filename2 or cause.filename  # of a renaming the second
+    place = Path(named) if isinstance(named, (str, os.PathLike)) else bundle
     if place != bundle and place.name.startswith("."):  # a temporary file, which nobody knows by its name
         place = place.parent
     return BundleError(f"{place} cannot be written: {cause.strerror or cause}")
