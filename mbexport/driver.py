@@ -19,14 +19,14 @@ class NoGpuError(BackendError):
 
 
 @dataclass(frozen=True)
-class Gpu:
+class Device:
     """A GPU as its driver describes it; ``compute_capability`` e.g. ``8.9``."""
 
     name: str
     compute_capability: str
 
 
-def find_gpu() -> Gpu:
+def find_gpu() -> Device:
     """The first CUDA GPU that this process sees; ``CUDA_VISIBLE_DEVICES`` chooses among several.
 
     Raises:
@@ -41,7 +41,7 @@ def find_gpu() -> Gpu:
         number = ctypes.c_int()
         _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
         numbers.append(number.value)
-    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
+    return Device(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
 
 
 def gpu_memory() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbexport.driver import Gpu
+from mbexport.driver import Device
 from mbexport.errors import BundleError
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose_engines(
-    engines: Sequence[Engine], gpu: Gpu, precision: str, installed: Callable[[str], str | None]
+    engines: Sequence[Engine], gpu: Device, precision: str, installed: Callable[[str], str | None]
 ) -> Choice:
     """Engines for a GPU.
 
@@ -48,7 +48,7 @@ def choose_engines(
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
 
 
-def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], str | None]) -> str | None:
+def _fault(engine: Engine, gpu: Device, precision: str, installed: Callable[[str], str | None]) -> str | None:
     """Why an engine does not fit; None if it does."""
     if engine.compute_capability != gpu.compute_capability:
         return (
@@ -80,7 +80,7 @@ def same_release(built: str, installed: str) -> bool:
     return built.split(".")[:3] == installed.split(".")[:3]
 
 
-def _rank(engine: Engine, gpu: Gpu) -> tuple[int, ...]:
+def _rank(engine: Engine, gpu: Device) -> tuple[int, ...]:
     """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, the longest texts."""
     named = _letters(engine.gpu) in _letters(gpu.name)
     longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))

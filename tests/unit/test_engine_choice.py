@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory
+from mbexport.driver import DRIVER, Device, find_gpu, gpu_memory
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
 from mbexport.runtime.engines import choose_engines, installed_version, same_release
 
-A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
+A100 = Device("NVIDIA A100-SXM4-40GB", "8.0")
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
 
 
@@ -32,7 +32,7 @@ def engine(file: str, **fields: Any) -> Engine:
     return Engine(**(entry | fields))
 
 
-def names(engines: list[Engine], precision: str = "auto", gpu: Gpu = A100) -> list[str]:
+def names(engines: list[Engine], precision: str = "auto", gpu: Device = A100) -> list[str]:
     return [found.file for found in choose_engines(engines, gpu, precision, VERSIONS.get).fitting]
 
 
@@ -140,7 +140,7 @@ def with_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(monkeypatch, Driver())
-    assert find_gpu() == Gpu("NVIDIA GeForce RTX 4090", "8.9")
+    assert find_gpu() == Device("NVIDIA GeForce RTX 4090", "8.9")
     assert gpu_memory() == 24 * 2**30
 
 

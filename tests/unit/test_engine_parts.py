@@ -17,16 +17,17 @@ from mbexport.checkpoint.spec import ModelSpec, parse_config
 from mbexport.engines import build, builders, local, process, shapes, timings
 from mbexport.engines.builders import choose_targets
 from mbexport.engines.gpus import GPUS, RTX_TARGETS, find_gpu
-from mbexport.engines.job import MODULES, Job
+from mbexport.engines.job import Job
 from mbexport.engines.prepare import attention_nodes, broadcast_masks, prepare
 from mbexport.engines.report import AttentionReport, fusion_warning
 from mbexport.errors import BundleError, EngineError, InputError, MbexportError, MissingExtraError
 from mbexport.files import no_progress
 from mbexport.manifest import Engine
 from mbexport.optional import installed
-from mbexport.options import BUILDERS
+from mbexport.options import BUILDER_MODULES
 from mbexport.processes import module_command
 from mbexport.profiles import parse_profile
+from mbexport.runtime.engines import DISTRIBUTIONS, EXTRAS
 from tests.attention_graphs import VOCABULARY, attention_model, write_attention_graph
 
 HEADS = {"G": (2, 16), "l": (2, 16)}
@@ -51,7 +52,7 @@ def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
 
     names = [name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
     assert {f"SM{major}{minor}" for major, minor in RTX_TARGETS} == set(names)
-    assert set(MODULES) == set(BUILDERS) - {"auto"}
+    assert set(BUILDER_MODULES) == set(DISTRIBUTIONS) == set(EXTRAS)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def without_gpu() -> None:
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], memory: float) -> None:
-    monkeypatch.setattr(local, "find_gpu", lambda: driver.Gpu(name, "{}.{}".format(*capability)))
+    monkeypatch.setattr(local, "find_gpu", lambda: driver.Device(name, "{}.{}".format(*capability)))
     monkeypatch.setattr(local, "gpu_memory", lambda: int(memory * 2**30))
 
 
