@@ -80,9 +80,9 @@ def build_engines(
         graph = ensure_engine_graph(
             bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")
         )
-        source = prepare(bundle / graph.file, spec.layer_is_global)
         reports = []
         with _warning_of_earlier(bundle, graph, manifest):
+            source = prepare(bundle / graph.file, spec.layer_is_global)
             for number, target in enumerate(targets, start=1):
                 profiles = chosen or default_profiles(target.gpu, spec, manifest.max_length, graph.precision)
                 # TensorRT-RTX times nothing.
