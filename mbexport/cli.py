@@ -77,7 +77,11 @@ def _size(path: Path) -> str:
     "default: one for a single text and one for many, as the GPU's memory allows.",
 )  # fmt: skip
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory of a kernel.")
-@click.option("--keep-fp32", multiple=True, metavar="NAME", help="Stays in FP32. May be given several times.")
+@click.option(
+    "--keep-fp32", multiple=True, metavar="PART",
+    help="A part that stays in FP32: embeddings, head, layers.N, layers.N.attn or layers.N.mlp, with N from 0. "
+    "May be given several times.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
 @common_options
 def trt(  # noqa: PLR0913 (one parameter an option)
@@ -87,7 +91,8 @@ def trt(  # noqa: PLR0913 (one parameter an option)
     """Build TensorRT engines of BUNDLE, one for each GPU; no GPU is needed for most."""
     from mbexport.pipeline import build_engine
 
-    with progress_bar("Building", quiet=quiet) as progress:
+    noted = noted_warnings(quiet=quiet, kind="warning", category=UserWarning)
+    with noted, progress_bar("Building", quiet=quiet) as progress:
         reports = build_engine(
             bundle, gpu=gpus, precision=precision, builder=builder, profiles=profiles or None,
             workspace=workspace, keep_fp32=keep_fp32, progress=progress,

@@ -91,15 +91,21 @@ def note(message: str, *, quiet: bool, kind: str = "note") -> None:
 
 
 @contextlib.contextmanager
-def noted_warnings(*, quiet: bool) -> Iterator[None]:
-    """Python's warnings as lines on standard error, once the block ends."""
+def noted_warnings(*, quiet: bool, kind: str = "note", category: type[Warning] = Warning) -> Iterator[None]:
+    """Python's warnings as lines on standard error, once the block ends.
+
+    Args:
+        quiet: none of them.
+        kind: stands before each.
+        category: those that are shown always; of others those that Python shows.
+    """
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", category)
         try:
             yield
         finally:
             for warning in caught:
-                note(str(warning.message), quiet=quiet)
+                note(str(warning.message), quiet=quiet, kind=kind)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

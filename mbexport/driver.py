@@ -23,7 +23,7 @@ class NoGpuError(BackendError):
 
 
 @dataclass(frozen=True)
-class Gpu:
+class Device:
     """A GPU as its driver describes it; ``compute_capability`` e.g. ``8.9``."""
 
     name: str
@@ -46,7 +46,7 @@ def names_model(name: str, title: str) -> bool:
     return any("".join(words[start:end]) == short and OTHER_MODELS.isdisjoint(words[end:]) for start, end in runs)
 
 
-def find_gpu() -> Gpu:
+def find_gpu() -> Device:
     """The first CUDA GPU that this process sees; ``CUDA_VISIBLE_DEVICES`` chooses among several.
 
     Raises:
@@ -61,7 +61,7 @@ def find_gpu() -> Gpu:
         number = ctypes.c_int()
         _check(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
         numbers.append(number.value)
-    return Gpu(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
+    return Device(name.value.decode("utf-8", "replace"), ".".join(map(str, numbers)))
 
 
 def gpu_memory() -> int:

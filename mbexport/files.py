@@ -61,8 +61,8 @@ def to_json(value: Any) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """An empty temporary sibling that takes the place of ``path`` when the block ends without an error."""
+def beside(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path``, for :func:`put_in_place`; gone when the block ends without that."""
     import tempfile  # a runtime that only reads starts sooner without
 
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -70,10 +70,22 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let a file take the place of ``path`` in one step."""
+    temporary.chmod(0o644)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty temporary sibling that takes the place of ``path`` when the block ends without an error."""
+    with beside(path) as temporary:
+        yield temporary
+        put_in_place(temporary, path)
 
 
 def write_atomically(path: Path, text: str) -> None:

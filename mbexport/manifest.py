@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -43,9 +44,10 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file; ``dialect`` is ``portable`` or ``onnxruntime``.
+    """One ONNX file; ``dialect`` is ``portable``, ``onnxruntime`` or ``tensorrt``.
 
-    ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted.
+    ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted;
+    ``keep_fp32``: parts of a half-precision graph whose products are float32, sorted.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Graph:
     opset: int
     sha256: str
     selects_tokens: bool = False
+    keep_fp32: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -156,6 +159,28 @@ class Manifest:
 def write(manifest: Manifest, bundle: Path) -> None:
     """Write the manifest of ``bundle`` in one step."""
     write_atomically(bundle / FILE_NAME, manifest.to_json())
+
+
+def update(bundle: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Change the manifest as it is now, while no other command does: what others added stays.
+
+    Args:
+        bundle: the bundle.
+        change: makes the new manifest of the one that is there; may put files in their places, too.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        BundleError: as :func:`read`.
+        OSError: it cannot be written.
+    """
+    from mbexport.locking import locked  # a runtime only reads
+
+    with locked(bundle / f".{FILE_NAME}.lock"):
+        manifest = change(read(bundle))
+        write(manifest, bundle)
+    return manifest
 
 
 def read(bundle: Path) -> Manifest:
@@ -268,11 +293,25 @@ class _Reader:
         return tuple(self._entry(key, item, entry) for item in value)
 
     def _entry(self, key: str, value: object, entry: type[Entry]) -> Entry:
-        types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,)}
-        types |= {"str | None": (str, type(None)), "int | None": (int, type(None))}
         wanted = {f.name: str(f.type) for f in dataclasses.fields(entry)}
-        if not isinstance(value, dict) or not all(type(value.get(n)) in types[t] for n, t in wanted.items()):
-            fields = ", ".join(f"{name}: {kind}" for name, kind in wanted.items())
-            raise self._wrong(key, f"entries of {{{fields}}}")
-        taken: dict[str, Any] = {name: value.get(name) for name in wanted}
-        return entry(**taken)
+        given = value if isinstance(value, dict) else {}
+        # Lists came later than bundles did: one that is missing is empty.
+        taken = {name: given.get(name, [] if kind == _TEXTS else None) for name, kind in wanted.items()}
+        if not isinstance(value, dict) or not all(_is(taken[name], kind) for name, kind in wanted.items()):
+            expected = ", ".join(f"{name}: {kind}" for name, kind in wanted.items())
+            raise self._wrong(key, f"entries of {{{expected}}}")
+        fields: dict[str, Any] = {n: tuple(item) if isinstance(item, list) else item for n, item in taken.items()}
+        return entry(**fields)
+
+
+_TEXTS = "tuple[str, ...]"
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,), _TEXTS: (list,),
+    "str | None": (str, type(None)), "int | None": (int, type(None)),
+}  # fmt: skip
+
+
+def _is(value: object, kind: str) -> bool:
+    """Whether a value of a JSON file has the type that a field states."""
+    texts = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+    return type(value) in _TYPES[kind] and texts

@@ -7,4 +7,5 @@ DEFAULT_MAX_LENGTH = 2048  # tokens of the longest input that validate compares 
 REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")  # PyTorch's attention implementations
 DEVICES = ("auto", "cpu", "cuda")  # that the runtime loads a bundle on
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
-BUILDERS = ("auto", "tensorrt-rtx", "tensorrt")
+BUILDER_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # that build, and run what was built
+BUILDERS = ("auto", *BUILDER_MODULES)

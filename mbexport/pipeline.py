@@ -134,11 +134,12 @@ def build_engine(
         progress: called as the builders go on.
 
     Returns:
-        A report for each engine, in the order of ``gpu``.
+        A report for each engine, in the order of ``gpu``. An ``EarlierGraphWarning`` names engines of the
+        bundle that another choice of ``keep_fp32`` left behind: the graph they were built from is gone.
 
     Raises:
         InputError: an unknown GPU, a builder that cannot build for it here, a precision that it has not
-            got, or a profile that cannot be; before anything is built.
+            got, a profile that cannot be, or a part in FP32 that is none; before anything is built.
         EngineError: the builder failed; engines that were finished before stand.
         BundleError: the bundle is damaged or cannot be written.
         PrecisionError: FP16 cannot hold the model.

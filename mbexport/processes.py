@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import sys
 
+# As -m does, but without the current directory on the path, where any file may be called as a package is
+# (-P leaves it out from Python 3.11 on), and with this very mbexport, wherever it was found.
+_RUN = """
+import sys
+sys.path[:] = filter(None, sys.path)
+import importlib.machinery, importlib.util, runpy
+spec = importlib.machinery.PathFinder.find_spec("mbexport", [sys.argv.pop()])
+sys.modules["mbexport"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+runpy.run_module(sys.argv.pop(), run_name="__main__", alter_sys=True)
+"""
+
+
+def module_command(module: str) -> list[str]:
+    """The command that runs a module of mbexport's in a process of its own."""
+    from pathlib import Path  # not in a worker, whose memory is measured
+
+    return [sys.executable, "-c", _RUN, module, str(Path(__file__).resolve().parent.parent)]
+
 
 def peak_bytes() -> int | None:
     """The most memory that this process had resident so far; None where the system does not say.

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mbexport.console import facts, table
-from mbexport.manifest import Engine, Manifest
+from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.profiles import Profile, parse_profile, parse_profiles
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
     """
     rows = [("source", manifest.source.name), ("task", manifest.task), *_answer_facts(manifest), *_model_facts(spec)]
     rows.append(("max_length", f"{manifest.max_length} tokens"))
-    rows += [("graph", f"{g.file}: {g.precision}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
+    rows += [("graph", f"{g.file}: {_precision(g)}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
     graphs = {graph.file: graph.sha256 for graph in manifest.graphs}
     for engine in manifest.engines:
@@ -104,6 +104,13 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
     return facts(rows)
+
+
+def _precision(graph: Graph) -> str:
+    """E.g. ``fp16, embeddings and layers.0 in fp32``."""
+    *others, last = graph.keep_fp32 or ("",)
+    kept = f"{', '.join(others)} and {last}" if others else last
+    return f"{graph.precision}, {kept} in fp32" if kept else graph.precision
 
 
 def _engine_facts(engine: Engine, *, current: bool) -> list[tuple[str, str]]:
@@ -141,7 +148,8 @@ def engine_text(report: EngineReport) -> str:
         ("profile", f"{profile_text(parse_profile(row.profile))}; activations {_megabytes(row.activation_bytes)}")
         for row in report.profiles
     ]
-    rows.append(("fused attention", report.fused_text))
+    loose = f"; several kernels in {report.loose_text}" if report.loose_text else ""
+    rows.append(("fused attention", report.fused_text + loose))
     rows.append(
         ("build", f"{report.layers} layers in {report.seconds:.1f} s, peak memory {_megabytes(report.peak_bytes)}")
     )

@@ -37,6 +37,28 @@ def check_target(target: Path, *, force: bool) -> None:
         )
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder of a bundle, unless it is there.
+
+    Raises:
+        BundleError: something else is in its place.
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise BundleError(f"{path} is a file, expected a folder; move the file away") from None
+
+
+def cannot_write(bundle: Path, cause: OSError) -> BundleError:
+    """The error for what the file system refuses, about the very place where that is known."""
+    named = cause.filename2 or cause.filename  # of a renaming the second
+    place = Path(named) if isinstance(named, (str, os.PathLike)) else bundle
+    if place != bundle and place.name.startswith("."):  # a temporary file, which nobody knows by its name
+        place = place.parent
+    return BundleError(f"{place} cannot be written: {cause.strerror or cause}")
+
+
 def sha256(*paths: Path) -> str:
     """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
     digest = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +58,6 @@ def attention_model(kinds: str, *, heads: dict[str, tuple[int, int]], precision:
 def write_attention_graph(bundle: Path, model: ir.Model, precision: str = "fp16") -> Graph:
     """Write a graph where a bundle has the one for engines; returns the manifest's entry, not yet in the manifest."""
     file = FP32_FILE if precision == "fp32" else f"onnx/model_{precision}.onnx"
-    for folder in ("onnx", "reports"):
-        (bundle / folder).mkdir(parents=True, exist_ok=True)
+    (bundle / "onnx").mkdir(parents=True, exist_ok=True)
     ir.save(model, bundle / file, external_data=f"{Path(file).name}_data", size_threshold_bytes=256)
-    graph = Graph(file, precision, "tensorrt", 23, sha256(bundle / file))
-    report = {"sha256": graph.sha256, "keep_fp32": []}  # says that nothing is to be written anew
-    (bundle / "reports" / f"precision-{precision}.json").write_text(json.dumps(report))
-    return graph
+    return Graph(file, precision, "tensorrt", 23, sha256(bundle / file))

@@ -26,11 +26,11 @@ import onnxruntime
 import pytest
 
 from mbexport import manifest as manifests
-from mbexport.driver import Gpu
+from mbexport.driver import Device
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
 
-GPU = Gpu("Stand-in A100", "8.0")
+GPU = Device("Stand-in A100", "8.0")
 DEVICE_BASE = 1 << 40  # addresses that no host pointer has
 
 

@@ -19,13 +19,15 @@ from click.testing import CliRunner, Result
 
 from mbexport import build_engine, export_onnx
 from mbexport import manifest as manifests
-from mbexport.bundle.engine_graph import FP32_FILE
+from mbexport.bundle.engine_graph import FP32_FILE, ensure_engine_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.cli import main
 from mbexport.engines import build as building
+from mbexport.engines.builders import choose_targets
 from mbexport.engines.job import Job
 from mbexport.engines.prepare import prepare
 from mbexport.engines.process import run as run_job
+from mbexport.engines.report import EarlierGraphWarning
 from mbexport.engines.shapes import activation_bytes
 from mbexport.errors import EngineError, InputError
 from mbexport.files import no_progress
@@ -104,8 +106,13 @@ def test_parts_kept_in_fp32(example_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
     (half,) = build_engine(bundle, gpu="a10", profiles=SMALL)
     build_engine(bundle, gpu="l4", profiles=SMALL)
-    (mixed,) = build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["head"])
+    with pytest.warns(EarlierGraphWarning) as warned:
+        (mixed,) = build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["head"])
+    assert [str(warning.message).split(";")[0] for warning in warned] == [
+        "onnx/model_fp16.onnx was written anew, and engines/l4-fp16.engine is of an earlier one"
+    ]
     shown = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    assert "onnx/model_fp16.onnx: fp16, head in fp32, tensorrt, opset 23" in shown
     assert [line.split(", of ")[1] for line in shown.splitlines() if ".engine" in line] == [
         "an earlier onnx/model_fp16.onnx", "onnx/model_fp16.onnx"
     ]  # fmt: skip
@@ -117,6 +124,97 @@ def test_parts_kept_in_fp32(example_bundle: Path, tmp_path: Path) -> None:
     assert manifests.read(bundle) == before
     with pytest.raises(InputError, match="all of an fp32 engine is"):
         build_engine(bundle, gpu="a10", precision="fp32", keep_fp32=["head"])
+
+
+def test_embeddings_in_fp32_are_no_product_and_a_layer_is_one(example_bundle: Path, tmp_path: Path) -> None:
+    """Refused before anything is written; what is not refused does build."""
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    before = contents(bundle)
+    result = run(bundle, "--gpu", "a10", "--gpu", "t4", "--keep-fp32", "layers.0.attn")
+    assert result.exit_code == 2
+    assert "no FP32 matrix product for t4 (compute capability 7.5), and layers.0.attn would need one" in result.stderr
+    assert contents(bundle) == before
+    result = run(bundle, "--gpu", "t4", "--profile", SMALL[0], "--keep-fp32", "embeddings")
+    assert result.exit_code == 0, result.output
+
+
+def contents(bundle: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} | dict.fromkeys(
+        (path for path in bundle.rglob("*") if path.is_dir()), b""
+    )
+
+
+def test_engines_left_behind_are_named_also_where_the_build_fails(
+    example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    graph = ensure_engine_graph(bundle, "fp16")
+    for gpu in ("t4", "a10"):
+        engine = manifests.Engine(
+            f"engines/{gpu}-fp16.engine", gpu, "8.0", "fp16", "tensorrt-rtx", "1", SMALL[0], "ab", 1, graph.file,
+            graph.sha256,
+        )  # fmt: skip
+        manifests.write(manifests.read(bundle).with_engine(engine), bundle)
+
+    def fail(*_: object) -> None:
+        raise EngineError("no kernel")
+
+    monkeypatch.setattr(building, "run", fail)
+    result = run(bundle, "--gpu", "a10", "--keep-fp32", "head")
+    assert result.exit_code == 2
+    warning, error = result.stderr.splitlines()
+    assert warning.startswith(
+        "warning: onnx/model_fp16.onnx was written anew, and engines/t4-fp16.engine, engines/a10-fp16.engine are of "
+    )
+    assert error == "mbexport: error: no kernel"
+    assert run(bundle, "--gpu", "a10", "--keep-fp32", "head").stderr == f"{error}\n"  # nothing was written anew
+    assert run(bundle, "--gpu", "a10", "--quiet").stderr == f"{error}\n"
+
+
+def test_files_of_the_current_directory_are_not_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "polygraphy.py").write_text("raise SystemExit('a file of the current directory was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert build_engine(bundle, gpu="l4", profiles=SMALL)
+
+
+@pytest.mark.parametrize("folder", ["engines", "reports"])
+def test_file_in_the_place_of_a_folder_is_named(folder: str, bundle: Path) -> None:
+    shutil.rmtree(bundle / folder, ignore_errors=True)
+    (bundle / folder).write_text("")
+    result = run(bundle, "--gpu", "a100")
+    assert result.exit_code == 2
+    assert result.stderr == (f"mbexport: error: {bundle / folder} is a file, expected a folder; move the file away\n")
+
+
+def test_what_cannot_be_written_is_named(bundle: Path) -> None:
+    engine = bundle / "engines" / "a100-fp16.engine"
+    engine.mkdir(parents=True)
+    result = run(bundle, "--gpu", "a100", "--profile", SMALL[0])
+    assert result.stderr == f"mbexport: error: {engine} cannot be written: Is a directory\n"
+    assert manifests.read(bundle).engines == ()
+
+
+def test_unusable_timing_cache_is_a_warning_of_the_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (target,) = choose_targets(["a100"], "tensorrt-rtx", "fp16")
+    jobs = []
+
+    def build_ahead(job: Job, *rest: Any) -> Any:
+        jobs.append(job)
+        return run_job(dataclasses.replace(job, builder="tensorrt-rtx", target=(8, 0)), *rest)
+
+    monkeypatch.setattr(building, "run", build_ahead)
+    on_the_gpu = dataclasses.replace(target, builder="tensorrt")
+    (report,) = building.build_engines(bundle, [on_the_gpu], building.Options("fp16", profiles=SMALL), no_progress)
+    (warning,) = report.warnings
+    assert warning.startswith("timings of kernels are not kept for the next build: ")
+    assert [job.timing_cache for job in jobs] == [None]
 
 
 @pytest.mark.slow
@@ -170,7 +268,9 @@ def test_attention_that_does_not_fuse_is_named_and_built(
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("warning: engines/a100-fp16.engine: attention is not fused in " + named)
     assert len(result.stderr.splitlines()) == 1
-    assert f"fused attention  {4 - 2 * len(loose.split())} of 4 layers" in result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("fused attention"))
+    layers = named.removesuffix(", so")
+    assert line == f"fused attention  {4 - 2 * len(loose.split())} of 4 layers; several kernels in {layers}"
     report = json.loads((bundle / "reports" / "engine-a100-fp16.json").read_text())
     assert all(row["fused"] == (row["kind"] not in loose) for row in report["attention"])
     assert (bundle / "engines" / "a100-fp16.engine").stat().st_size > 10**6

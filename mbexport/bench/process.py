@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import IO, Any, cast
 
 from mbexport.bench.contenders import Contender
 from mbexport.errors import ContenderError
-from mbexport.processes import last_words
+from mbexport.processes import last_words, module_command
 
 LONGEST_ANSWER = 1800  # seconds that one request may take
 
@@ -26,8 +25,8 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mbexport.bench.worker"],
+        self._process = subprocess.Popen(  # noqa: S603 (its words are ours)
+            module_command("mbexport.bench.worker"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8",
         )  # fmt: skip
         self._requests = cast("IO[str]", self._process.stdin)

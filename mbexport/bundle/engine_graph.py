@@ -14,9 +14,9 @@ from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, replacing
 from mbexport.graph.encoder import DIALECTS, build_graph
-from mbexport.manifest import Graph
+from mbexport.manifest import Graph, Manifest
 from mbexport.version import __version__
-from mbexport.writing import sha256
+from mbexport.writing import cannot_write, sha256
 
 FP32_FILE = "onnx/model_trt.onnx"
 
@@ -55,7 +55,12 @@ def ensure_engine_graph(
         with replacing(bundle / FP32_FILE) as temporary:
             ir.save(build_graph(read_bundle_spec(bundle, manifest), weights, DIALECT, __version__), temporary)
         graph = Graph(FP32_FILE, precision, DIALECT, DIALECTS[DIALECT].opset, sha256(bundle / FP32_FILE))
-        manifests.write(replace(manifest, graphs=(*manifest.graphs, graph)), bundle)
+        manifests.update(bundle, lambda current: _with(current, graph))
     except OSError as cause:
-        raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
+        raise cannot_write(bundle, cause) from cause
     return graph
+
+
+def _with(manifest: Manifest, graph: Graph) -> Manifest:
+    """The manifest with the graph in it, once."""
+    return replace(manifest, graphs=(*(other for other in manifest.graphs if other.file != graph.file), graph))

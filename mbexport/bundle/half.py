@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,12 @@ from mbexport.bundle.weights import ALIGNMENT
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import BundleError
-from mbexport.files import Progress, no_progress, read_json, replacing, to_json, write_atomically
+from mbexport.files import Progress, beside, no_progress, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph, Manifest, WeightsFile
 from mbexport.precision.half import HalfWeights, Site
 from mbexport.version import __version__
-from mbexport.writing import HashedFile, sha256
+from mbexport.writing import HashedFile, cannot_write, make_folder, sha256
 
 DIALECT = "tensorrt"
 
@@ -43,38 +43,26 @@ def ensure_half_graph(
     """
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
-    keep = sorted(set(keep_fp32))
+    keep = tuple(sorted(set(keep_fp32)))
     for graph in manifest.graphs:
-        if (graph.precision, graph.dialect) == (precision, DIALECT) and _kept(bundle, graph) == keep:
+        if (graph.precision, graph.dialect, graph.keep_fp32) == (precision, DIALECT, keep):
             return graph
-    spec = read_bundle_spec(bundle, manifest)
+    portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
+    if portable is None:
+        raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
+    form = _Form(read_bundle_spec(bundle, manifest), _Stored(bundle / portable.file), precision, keep)
     try:
-        manifest = _without(manifest, precision)
-        graph, weights, sites = _write(bundle, manifest, spec, precision, keep, progress)
+        make_folder(bundle / "reports")
+        graph, sites = _write(bundle, form, progress)
         report = {"graph": graph.file, "sha256": graph.sha256, "keep_fp32": keep, "values": list(map(asdict, sites))}
-        (bundle / "reports").mkdir(exist_ok=True)
-        write_atomically(bundle / _report_file(precision), to_json(report) + "\n")
-        manifest = replace(manifest, graphs=(*manifest.graphs, graph), weights=(*manifest.weights, weights))
-        manifests.write(manifest, bundle)
+        write_atomically(bundle / f"reports/precision-{precision}.json", to_json(report) + "\n")
     except OSError as cause:
-        raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
+        raise cannot_write(bundle, cause) from cause
     return graph
 
 
-def _report_file(precision: str) -> str:
-    return f"reports/precision-{precision}.json"
-
-
-def _kept(bundle: Path, graph: Graph) -> list[str] | None:
-    """The parts that a graph's products keep in float32; None where nothing says so of this very graph."""
-    path = bundle / _report_file(graph.precision)
-    report = read_json(path, BundleError) if path.is_file() else {}
-    return report.get("keep_fp32") if report.get("sha256") == graph.sha256 else None
-
-
-def _without(manifest: Manifest, precision: str) -> Manifest:
+def _without(manifest: Manifest, graph_file: str) -> Manifest:
     """The manifest without what is to be written anew."""
-    graph_file = f"onnx/model_{precision}.onnx"
     return replace(
         manifest,
         graphs=tuple(graph for graph in manifest.graphs if graph.file != graph_file),
@@ -84,16 +72,14 @@ def _without(manifest: Manifest, precision: str) -> Manifest:
 
 
 class _Stored(Mapping[str, npt.NDArray[np.float32]]):
-    """The tensors of a graph file, read when they are asked for."""
+    """The weights of a graph file, read when they are asked for; constants that lie in the graph are none."""
 
     def __init__(self, file: Path) -> None:
-        self._values = ir.load(file).graph.initializers
+        values = {name: value.const_value for name, value in ir.load(file).graph.initializers.items()}
+        self._values = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        tensor = self._values[name].const_value
-        if tensor is None:
-            raise KeyError(name)
-        return tensor.numpy()
+        return self._values[name].numpy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -102,33 +88,58 @@ class _Stored(Mapping[str, npt.NDArray[np.float32]]):
         return len(self._values)
 
 
-def _write(
-    bundle: Path, manifest: Manifest, spec: ModelSpec, precision: str, keep: list[str], progress: Progress
-) -> tuple[Graph, WeightsFile, list[Site]]:
-    portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
-    if portable is None:
-        raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
-    stored = _Stored(bundle / portable.file)
-    graph_file = f"onnx/model_{precision}.onnx"
+@dataclass(frozen=True)
+class _Form:
+    """What the tensors of a half-precision graph are made of, and how."""
+
+    spec: ModelSpec
+    stored: _Stored
+    precision: str
+    keep_fp32: tuple[str, ...]
+
+
+def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[Site]]:
+    """Write weights and graph beside their places, then put both there and into the manifest."""
+    graph_file = f"onnx/model_{form.precision}.onnx"
     data_file = f"{graph_file}_data"
+    with beside(bundle / data_file) as new_data, beside(bundle / graph_file) as new_graph:
+        with HashedFile(new_data) as file:
+            placed, sites = _write_weights(file, bundle / data_file, form, progress)
+            weights = WeightsFile(data_file, file.bytes, file.sha256())
+        ir.save(build_graph(form.spec, placed, DIALECT, __version__), new_graph)
+        progress(len(form.stored) + 1, len(form.stored) + 1, graph_file)
+        opset, digest = DIALECTS[DIALECT].opset, sha256(new_graph)
+        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32)
+
+        def placing(current: Manifest) -> Manifest:
+            put_in_place(new_data, bundle / data_file)
+            put_in_place(new_graph, bundle / graph_file)
+            others = _without(current, graph_file)
+            return replace(others, graphs=(*others.graphs, graph), weights=(*others.weights, weights))
+
+        # First without the graph: readers that come while its files change find no entry of it.
+        manifests.update(bundle, lambda current: _without(current, graph_file))
+        manifests.update(bundle, placing)
+    return graph, sites
+
+
+def _write_weights(
+    file: HashedFile, data_file: Path, form: _Form, progress: Progress
+) -> tuple[dict[str, ir.ExternalTensor], list[Site]]:
+    """Write all tensors to ``file``, which will be ``data_file``; progress leaves one step for the graph."""
     placed: dict[str, ir.ExternalTensor] = {}
-    with replacing(bundle / data_file) as temporary, HashedFile(temporary) as file:
 
-        def put(name: str, array: npt.NDArray[np.generic]) -> None:
-            file.write(bytes(-file.bytes % ALIGNMENT))
-            start = file.bytes
-            file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
-            placed[name] = ir.ExternalTensor(
-                Path(data_file).name, start, file.bytes - start, ir.DataType.from_numpy(array.dtype),
-                shape=ir.Shape(array.shape), name=name, base_dir=str((bundle / data_file).parent),
-            )  # fmt: skip
-            progress(len(placed), len(stored), name)
+    def put(name: str, array: npt.NDArray[np.generic]) -> None:
+        file.write(bytes(-file.bytes % ALIGNMENT))
+        start = file.bytes
+        file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
+        placed[name] = ir.ExternalTensor(
+            data_file.name, start, file.bytes - start, ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape), name=name, base_dir=str(data_file.parent),
+        )  # fmt: skip
+        # Factors are no step: how many there will be, nobody knows.
+        progress(len(form.stored.keys() & placed.keys()), len(form.stored) + 1, name)
 
-        weights = HalfWeights(put, spec, stored, precision, keep)
-        weights.make()
-        manifests.write(manifest, bundle)  # without the graph: readers that come now find no half-written one
-        entry = WeightsFile(data_file, file.bytes, file.sha256())
-    with replacing(bundle / graph_file) as temporary:
-        ir.save(build_graph(spec, placed, DIALECT, __version__), temporary)
-    opset = DIALECTS[DIALECT].opset
-    return Graph(graph_file, precision, DIALECT, opset, sha256(bundle / graph_file)), entry, weights.sites
+    weights = HalfWeights(put, form.spec, form.stored, form.precision, form.keep_fp32)
+    weights.make()
+    return placed, weights.sites

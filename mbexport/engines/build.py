@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
@@ -12,16 +12,27 @@ from pathlib import Path
 from mbexport import manifest as manifests
 from mbexport.bundle.engine_graph import ensure_engine_graph
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.checkpoint.spec import ModelSpec
 from mbexport.engines.builders import Target
+from mbexport.engines.gpus import check_fp32_products
 from mbexport.engines.job import Built, Job
 from mbexport.engines.prepare import AttentionNode, ParserInput, prepare
 from mbexport.engines.process import Memory, NotFusedError, run
-from mbexport.engines.report import AttentionReport, EngineReport, ProfileReport, fusion_warning, report_file
+from mbexport.engines.report import (
+    AttentionReport,
+    EarlierGraphWarning,
+    EngineReport,
+    ProfileReport,
+    fusion_warning,
+    report_file,
+)
 from mbexport.engines.shapes import chosen_profiles, default_profiles
-from mbexport.errors import BundleError, EngineError
-from mbexport.files import Progress, replacing, to_json, write_atomically
-from mbexport.manifest import Engine, Graph
+from mbexport.engines.timings import TimingCache, timing_cache
+from mbexport.errors import EngineError
+from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
+from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.profiles import Profile, profiles_text
+from mbexport.writing import cannot_write, make_folder
 
 
 @dataclass(frozen=True)
@@ -62,20 +73,54 @@ def build_engines(
     spec = read_bundle_spec(bundle, manifest)
     chosen = None if options.profiles is None else chosen_profiles(options.profiles, spec, manifest.max_length, bundle)
     parts = len(targets) + 1
-    graph = ensure_engine_graph(
-        bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")
-    )
-    source = prepare(bundle / graph.file, spec.layer_is_global)
-    reports = []
-    for number, target in enumerate(targets, start=1):
-        profiles = chosen or default_profiles(target.gpu, spec, manifest.max_length, graph.precision)
-        build = _Build(target, graph, source, profiles, options.workspace)
-        try:
-            reports.append(build.into(bundle, _part(progress, number, parts, target.gpu.name)))
-        except OSError as cause:
-            raise BundleError(f"{bundle} cannot be written: {cause.strerror or cause}") from cause
-        progress(number + 1, parts, "")
+    _check_kept(targets, options.keep_fp32, spec)
+    try:
+        for folder in ("engines", "reports"):
+            make_folder(bundle / folder)
+        graph = ensure_engine_graph(
+            bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")
+        )
+        reports = []
+        with _warning_of_earlier(bundle, graph, manifest):
+            source = prepare(bundle / graph.file, spec.layer_is_global)
+            for number, target in enumerate(targets, start=1):
+                profiles = chosen or default_profiles(target.gpu, spec, manifest.max_length, graph.precision)
+                # TensorRT-RTX times nothing.
+                cache = timing_cache(target.gpu.name) if target.builder == "tensorrt" else TimingCache()
+                build = _Build(target, graph, source, profiles, options.workspace, cache)
+                reports.append(build.into(bundle, _part(progress, number, parts, target.gpu.name)))
+                progress(number + 1, parts, "")
+    except OSError as cause:
+        raise cannot_write(bundle, cause) from cause
     return tuple(reports)
+
+
+def _check_kept(targets: Sequence[Target], keep_fp32: Sequence[str], spec: ModelSpec) -> None:
+    """Refuse products in FP32 where a target has none; the embeddings are one only where they make logits, too."""
+    products = {"layers"}
+    if spec.head is not None:
+        products |= {"head", "embeddings"} if spec.head.tied else {"head"}
+    for target in targets:
+        parts = [part for part in keep_fp32 if part.split(".")[0] in products]
+        check_fp32_products(target.gpu, target.builder, parts)
+
+
+@contextmanager
+def _warning_of_earlier(bundle: Path, graph: Graph, before: Manifest) -> Iterator[None]:
+    """Warn, once the block has ended in whatever way, of engines that a new graph left behind."""
+    try:
+        yield
+    finally:
+        if graph not in before.graphs:
+            engines = [e for e in manifests.read(bundle).engines if e.graph == graph.file]
+            earlier = [engine.file for engine in engines if engine.graph_sha256 != graph.sha256]
+            if earlier:
+                warnings.warn(
+                    f"{graph.file} was written anew, and {', '.join(earlier)} {'is' if len(earlier) == 1 else 'are'} "
+                    "of an earlier one; build again what should be of this one",
+                    EarlierGraphWarning,
+                    stacklevel=5,
+                )
 
 
 def _part(progress: Progress, number: int, total: int, name: str) -> Progress:
@@ -96,17 +141,21 @@ class _Build:
     source: ParserInput
     profiles: tuple[Profile, ...]
     workspace: int | None
+    timing_cache: TimingCache
 
     def into(self, bundle: Path, progress: Progress) -> EngineReport:
         """Build, replace an earlier engine of the same name, tell the manifest, write the report."""
         file = f"engines/{self.target.gpu.name}-{self.graph.precision}.engine"
-        (bundle / file).parent.mkdir(exist_ok=True)
-        with replacing(bundle / file) as temporary:
+        with beside(bundle / file) as temporary:
             built, memory, loose = self._build(temporary, progress)
             engine = self._entry(file, built)
-        manifests.write(manifests.read(bundle).with_engine(engine), bundle)  # as it is now: others write, too
+
+            def placing(current: Manifest) -> Manifest:
+                put_in_place(temporary, bundle / file)
+                return current.with_engine(engine)
+
+            manifests.update(bundle, placing)
         report = self._report(engine, built, memory, loose)
-        (bundle / "reports").mkdir(exist_ok=True)
         write_atomically(bundle / report_file(engine), to_json(report.to_dict()) + "\n")
         return report
 
@@ -147,7 +196,7 @@ class _Build:
             profiles=tuple(map(str, self.profiles)),
             decomposable=loose,
             workspace=None if self.workspace is None else self.workspace * 2**20,
-            timing_cache=None if ahead else str(_timing_cache(gpu.name)),  # TensorRT-RTX times nothing
+            timing_cache=None if self.timing_cache.file is None else str(self.timing_cache.file),
             engine=str(file),
         )
 
@@ -161,7 +210,7 @@ class _Build:
 
     def _report(self, engine: Engine, built: Built, memory: Memory, loose: frozenset[str]) -> EngineReport:
         attention = tuple(_attention(node, loose) for node in self.source.attention)
-        warning = fusion_warning(attention, engine)
+        told = (fusion_warning(attention, engine), self.timing_cache.warning)
         rows = zip(self.profiles, memory.activations, strict=True)
         return EngineReport(
             engine=engine,
@@ -173,17 +222,9 @@ class _Build:
             workspace=self.workspace,
             seconds=round(built.seconds, 2),
             peak_bytes=built.peak_bytes,
-            warnings=() if warning is None else (warning,),
+            warnings=tuple(filter(None, told)),
         )
 
 
 def _attention(node: AttentionNode, loose: frozenset[str]) -> AttentionReport:
     return AttentionReport(node.layer, node.kind, node.kind not in loose)
-
-
-def _timing_cache(gpu: str) -> Path:
-    """Where TensorRT's timings of a GPU are kept; it finds by itself those of its own version in it."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(home) / "mbexport"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / f"{re.sub('[^a-z0-9-]', '-', gpu)}.timing"

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbexport.engines.gpus import GPUS, Gpu, check_precision, find_gpu
-from mbexport.engines.job import MODULES
 from mbexport.engines.local import local_gpu
 from mbexport.errors import InputError
 from mbexport.optional import installed, require
-from mbexport.options import BUILDERS, ENGINE_PRECISIONS
+from mbexport.options import BUILDER_MODULES, BUILDERS, ENGINE_PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def choose_targets(names: Sequence[str], builder: str, precision: str) -> tuple[
     targets = tuple(_choose(gpu, builder) for gpu in gpus.values())
     for target in targets:
         check_precision(target.gpu, precision, target.builder)
-        require(MODULES[target.builder], "polygraphy", "onnx_ir")
+        require(BUILDER_MODULES[target.builder], "polygraphy", "onnx_ir")
     return targets
 
 

@@ -5,15 +5,17 @@ To add a GPU, add a row to ``_ROWS``; what it can compute follows from its compu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbexport.errors import InputError
 
 ComputeCapability = tuple[int, int]
 
-# The first compute capability with tensor cores (or, fp32, any kernel) for a precision.
+# The first compute capability with tensor cores (or, fp32, any kernel) for a precision. 7.5 is the
+# first that TensorRT 10.5 and later have any kernel for.
 _FIRST_WITH: dict[str, ComputeCapability] = {
-    "fp32": (7, 0), "fp16": (7, 0), "int8": (7, 5), "bf16": (8, 0), "fp8": (8, 9),
+    "fp32": (7, 5), "fp16": (7, 5), "int8": (7, 5), "bf16": (8, 0), "fp8": (8, 9),
 }  # fmt: skip
 # Whole targets of TensorRT-RTX 1.7: none for the data-centre chips 9.0 (Hopper) and 10.0 (Blackwell).
 RTX_TARGETS: tuple[ComputeCapability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
@@ -78,6 +80,12 @@ def check_precision(gpu: Gpu, precision: str, builder: str) -> None:
     Raises:
         InputError: says what runs there instead.
     """
+    if not gpu.precisions:
+        first = "{}.{}".format(*min(_FIRST_WITH.values()))
+        raise InputError(
+            f"{gpu.name} has compute capability {gpu.capability_text}, and TensorRT needs {first} or later, so there "
+            "is no engine for it; ONNX Runtime runs the bundle's graphs"
+        )
     if precision not in gpu.precisions:
         first = "{}.{}".format(*_FIRST_WITH[precision])
         raise InputError(
@@ -86,14 +94,40 @@ def check_precision(gpu: Gpu, precision: str, builder: str) -> None:
         )
     if builder != "tensorrt-rtx":
         return
-    there = f"build it on a machine that has the {gpu.name} and TensorRT: pip install 'mbexport[tensorrt]'"
+    there = _there(gpu)
     if gpu.compute_capability not in RTX_TARGETS:
         targets = ", ".join("{}.{}".format(*target) for target in RTX_TARGETS)
         raise InputError(
             f"TensorRT-RTX builds for compute capability {targets}, and {gpu.name} has {gpu.capability_text}; {there}"
         )
-    if precision == "fp32" and gpu.compute_capability < _RTX_FP32_FROM:
+    if precision == "fp32" and _lacks_fp32(gpu, builder):
+        raise InputError(f"{_no_fp32(gpu)}; take --precision fp16, or {there}")
+
+
+def check_fp32_products(gpu: Gpu, builder: str, parts: Sequence[str]) -> None:
+    """Refuse parts of a model that would stay in FP32 where there is no FP32 matrix product.
+
+    Args:
+        gpu: the GPU.
+        builder: what builds for it.
+        parts: those with matrix products.
+
+    Raises:
+        InputError: names them.
+    """
+    if parts and _lacks_fp32(gpu, builder):
         raise InputError(
-            f"TensorRT-RTX has no FP32 matrix product for {gpu.name} (compute capability {gpu.capability_text}); "
-            f"take --precision fp16, or {there}"
+            f"{_no_fp32(gpu)}, and {', '.join(parts)} would need one; leave that out of --keep-fp32, or {_there(gpu)}"
         )
+
+
+def _lacks_fp32(gpu: Gpu, builder: str) -> bool:
+    return builder == "tensorrt-rtx" and gpu.compute_capability < _RTX_FP32_FROM
+
+
+def _no_fp32(gpu: Gpu) -> str:
+    return f"TensorRT-RTX has no FP32 matrix product for {gpu.name} (compute capability {gpu.capability_text})"
+
+
+def _there(gpu: Gpu) -> str:
+    return f"build it on a machine that has the {gpu.name} and TensorRT: pip install 'mbexport[tensorrt]'"

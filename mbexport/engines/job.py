@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # read once, when Polygraphy is imported
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -13,7 +12,7 @@ class Job:
     """One build.
 
     Attributes:
-        builder: a key of MODULES.
+        builder: a key of BUILDER_MODULES.
         target: compute capability, major and minor, to build for without a GPU; None for the GPU at hand.
         graph: the ONNX file that the weights lie beside; the graph itself follows the job.
         profiles: as ``mbexport.profiles`` writes them.

@@ -6,15 +6,16 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import IO, Any, cast
 
 from mbexport.engines.job import RTX_SWITCH, Built, Job
 from mbexport.errors import EngineError
 from mbexport.files import Progress
-from mbexport.processes import last_words
+from mbexport.processes import last_words, module_command
 
 NOT_FUSED = "Attention operation was not supported by a dedicated kernel"
 _VOLUME = "checkVolume"  # an assertion on the number of elements of a tensor
@@ -47,14 +48,8 @@ def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
         NotFusedError: an attention layer has no fused kernel.
         EngineError: the builder failed otherwise; its reason in one line.
     """
-    environment = os.environ | {RTX_SWITCH: "1" if job.builder == "tensorrt-rtx" else "0"}
-    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as request:
-        request.write(json.dumps(asdict(job)).encode() + b"\n" + model)
-        request.seek(0)
-        command = [sys.executable, "-m", "mbexport.engines.worker"]
-        with subprocess.Popen(  # noqa: S603 (its words are ours)
-            command, stdin=request, stdout=subprocess.PIPE, stderr=log, env=environment
-        ) as process:
+    with _temporary_files(job, model) as (request, log):
+        with _started(job, request, log) as process:
             try:
                 end = _listen(cast("IO[bytes]", process.stdout), progress)
             finally:
@@ -67,6 +62,33 @@ def run(job: Job, model: bytes, progress: Progress) -> tuple[Built, Memory]:
         raise EngineError(f"{job.builder} could not build the engine: {reason(process.returncode, said, end)}")
     fields = end["built"] | {"attention": tuple(end["built"]["attention"])}
     return Built(**fields), memory(said, len(job.profiles))
+
+
+@contextmanager
+def _temporary_files(job: Job, model: bytes) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """What the process reads, and what it will say."""
+    with ExitStack() as stack:
+        try:
+            request, log = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            request.write(json.dumps(asdict(job)).encode() + b"\n" + model)
+            request.seek(0)
+        except OSError as cause:
+            raise EngineError(
+                f"no temporary file for {len(model)} bytes of graph can be written: {cause.strerror or cause}; "
+                "make room, or name another folder in TMPDIR"
+            ) from cause
+        yield request, log
+
+
+def _started(job: Job, request: IO[bytes], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {RTX_SWITCH: "1" if job.builder == "tensorrt-rtx" else "0"}
+    command = module_command("mbexport.engines.worker")
+    try:
+        return subprocess.Popen(  # noqa: S603 (its words are ours)
+            command, stdin=request, stdout=subprocess.PIPE, stderr=log, env=environment
+        )
+    except OSError as cause:
+        raise EngineError(f"no process for {job.builder} can be started: {cause.strerror or cause}") from cause
 
 
 def _listen(answers: IO[bytes], progress: Progress) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from typing import Any
 from mbexport.manifest import Engine
 
 
+class EarlierGraphWarning(UserWarning):
+    """Engines of a bundle are of a graph that is no more in it; the message names them."""
+
+
 @dataclass(frozen=True)
 class ProfileReport:
     """An optimization profile, and the bytes of GPU memory that its activations take at its largest shape.
@@ -65,6 +69,11 @@ class EngineReport:
             return "none: the graph writes attention in plain operators"
         return f"{sum(row.fused for row in self.attention)} of {len(self.attention)} layers"
 
+    @property
+    def loose_text(self) -> str:
+        """The layers whose attention is several kernels, e.g. ``the local layers 1, 2``; empty where there are none."""
+        return _loose_layers(self.attention)
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON has it."""
         return dataclasses.asdict(self) | {"fused_attention": self.fused_text}
@@ -79,14 +88,18 @@ def fusion_warning(attention: tuple[AttentionReport, ...], engine: Engine) -> st
     """The layers whose attention is several kernels, named; None where there are none."""
     if not attention:
         return f"{engine.graph} writes attention in plain operators, so nothing is known of its fusion; export again"
-    loose: dict[str, list[str]] = {}
-    for row in attention:
-        if not row.fused:
-            loose.setdefault(row.kind, []).append(str(row.layer))
-    if not loose:
+    layers = _loose_layers(attention)
+    if not layers:
         return None
-    layers = " and ".join(f"the {kind} layers {', '.join(numbers)}" for kind, numbers in loose.items())
     return (
         f"{engine.file}: attention is not fused in {layers}, so it is slower and takes memory with the square "
         "of the length; fused kernels are there for fp16 and bf16 and head sizes of 16 to 256"
     )
+
+
+def _loose_layers(attention: tuple[AttentionReport, ...]) -> str:
+    loose: dict[str, list[str]] = {}
+    for row in attention:
+        if not row.fused:
+            loose.setdefault(row.kind, []).append(str(row.layer))
+    return " and ".join(f"the {kind} layers {', '.join(numbers)}" for kind, numbers in loose.items())

@@ -24,7 +24,8 @@ from polygraphy.backend.trt import CreateConfig, CreateNetwork, EngineBytesFromN
 from polygraphy.backend.trt.util import check_onnx_parser_errors, get_trt_logger
 from polygraphy.logger import G_LOGGER
 
-from mbexport.engines.job import MODULES, RTX_SWITCH, Built, Job
+from mbexport.engines.job import RTX_SWITCH, Built, Job
+from mbexport.options import BUILDER_MODULES
 from mbexport.processes import peak_bytes
 from mbexport.profiles import parse_profile
 from mbexport.writing import HashedFile
@@ -32,7 +33,7 @@ from mbexport.writing import HashedFile
 if TYPE_CHECKING:
     import tensorrt as trt  # TensorRT-RTX has the same interface, as far as it is used here
 else:
-    trt = import_module(MODULES["tensorrt-rtx" if os.environ.get(RTX_SWITCH) == "1" else "tensorrt"])
+    trt = import_module(BUILDER_MODULES["tensorrt-rtx" if os.environ.get(RTX_SWITCH) == "1" else "tensorrt"])
 
 PARTS = 10_000  # of a whole build, in which progress is told
 

@@ -177,11 +177,18 @@ def _reference_error(
 
 
 def _record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:
+    """Write the report, and a check for each graph that is still the one of ``manifest``, which was compared."""
     (bundle / "reports").mkdir(exist_ok=True)
     write_atomically(bundle / "reports" / REPORT_FILE, report_json(report))
-    for parity in report.graphs:
-        manifest = manifest.with_check(_check(parity, report))
-    manifests.write(manifest, bundle)
+
+    def checked(current: Manifest) -> Manifest:
+        same = {graph.file for graph in current.graphs if graph in manifest.graphs}
+        for parity in report.graphs:
+            if parity.file in same:
+                current = current.with_check(_check(parity, report))
+        return current
+
+    manifests.update(bundle, checked)
 
 
 def _check(parity: GraphParity, report: ParityReport) -> Check:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbexport.driver import Gpu, names_model
+from mbexport.driver import Device, names_model
 from mbexport.errors import BundleError
 from mbexport.manifest import Engine
 from mbexport.profiles import parse_profiles
@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose_engines(
-    engines: Sequence[Engine], gpu: Gpu, precision: str, installed: Callable[[str], str | None]
+    engines: Sequence[Engine], gpu: Device, precision: str, installed: Callable[[str], str | None]
 ) -> Choice:
     """Engines for a GPU.
 
@@ -48,7 +48,7 @@ def choose_engines(
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
 
 
-def _fault(engine: Engine, gpu: Gpu, precision: str, installed: Callable[[str], str | None]) -> str | None:
+def _fault(engine: Engine, gpu: Device, precision: str, installed: Callable[[str], str | None]) -> str | None:
     """Why an engine does not fit; None if it does."""
     other = _other_gpu(engine, gpu)
     if other is not None:
@@ -74,7 +74,7 @@ def packages(engine: Engine) -> str:
     return f"{shlex.quote(version)} cuda-bindings"  # a manifest holds what whoever made the bundle wrote
 
 
-def _other_gpu(engine: Engine, gpu: Gpu) -> str | None:
+def _other_gpu(engine: Engine, gpu: Device) -> str | None:
     """What tells that an engine was built for another GPU; None if nothing does.
 
     TensorRT-RTX builds for a compute capability. TensorRT times kernels on the GPU at hand, and promises
@@ -107,7 +107,7 @@ def _release(version: str) -> str:
     return ".".join(version.split(".")[:3])
 
 
-def _rank(engine: Engine, gpu: Gpu) -> tuple[int, ...]:
+def _rank(engine: Engine, gpu: Device) -> tuple[int, ...]:
     """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, the longest texts."""
     longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))
     order = AUTOMATIC.index(engine.precision) if engine.precision in AUTOMATIC else 0  # a named one has no others

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mbexport.driver import Gpu, NoGpuError, find_gpu
+from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import BackendError, InputError, MissingExtraError
 from mbexport.manifest import Engine, Manifest
 from mbexport.runtime.backends.interface import Backend
@@ -78,7 +78,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, FallbackWarning, stacklevel=5)  # in the line that called load
 
 
-def _on_engine(bundle: Path, manifest: Manifest, wish: Wish, gpu: Gpu, reasons: list[str]) -> InTurn | None:
+def _on_engine(bundle: Path, manifest: Manifest, wish: Wish, gpu: Device, reasons: list[str]) -> InTurn | None:
     """The best engine that loads and runs; adds to ``reasons`` why others do not."""
     choice = choose_engines(manifest.engines, gpu, wish.precision, installed_version)
     for engine in choice.fitting:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbexport.driver import Gpu, find_gpu
+from mbexport.driver import Device, find_gpu
 from mbexport.errors import BackendError, InputError
 from mbexport.runtime import Model, load
 from mbexport.runtime.backends.tensorrt import TensorRTBackend
@@ -29,7 +29,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def gpu() -> Gpu:
+def gpu() -> Device:
     try:
         return find_gpu()
     except BackendError as cause:
@@ -37,7 +37,7 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture(scope="module")
-def bundle(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(gpu: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = os.environ.get("MBEXPORT_GPU_BUNDLE")
     if given:
         return Path(given)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mbexport.driver import DRIVER, Gpu, find_gpu, gpu_memory, names_model
+from mbexport.driver import DRIVER, Device, find_gpu, gpu_memory, names_model
 from mbexport.engines.local import gpu_of
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
 from mbexport.runtime.engines import Choice, choose_engines, installed_version, same_release
 
-A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
+A100 = Device("NVIDIA A100-SXM4-40GB", "8.0")
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
 
 
@@ -35,7 +35,7 @@ def engine(file: str, **fields: Any) -> Engine:
     return Engine(**(entry | fields))
 
 
-def names(engines: list[Engine], precision: str = "auto", gpu: Gpu = A100) -> list[str]:
+def names(engines: list[Engine], precision: str = "auto", gpu: Device = A100) -> list[str]:
     return [found.file for found in choose_engines(engines, gpu, precision, VERSIONS.get).fitting]
 
 
@@ -57,24 +57,24 @@ def test_the_best_comes_first() -> None:
 def test_an_engine_for_this_very_model_comes_first(title: str, best: str) -> None:
     profiles = {"l4": "1x1:1x1:1x2", "l40s": "1x1:1x1:1x2", "fast": "1x1:1x1:1x3"}
     engines = [engine(gpu, gpu=gpu, compute_capability="8.9", profile=profiles[gpu]) for gpu in profiles]
-    assert names(engines, gpu=Gpu(title, "8.9"))[0] == best
+    assert names(engines, gpu=Device(title, "8.9"))[0] == best
 
 
 def test_tensorrt_is_for_one_model_tensorrt_rtx_for_a_compute_capability() -> None:
-    l4 = Gpu("NVIDIA L4", "8.9")
+    l4 = Device("NVIDIA L4", "8.9")
     rtx = engine("rtx", gpu="rtx4090", compute_capability="8.9")
     tuned = replace(rtx, file="tuned", builder="tensorrt", builder_version=VERSIONS["tensorrt"])
     choice = choose_engines([tuned], l4, "auto", VERSIONS.get)
     assert choice.fitting == ()
     assert "tuned was built by tensorrt on rtx4090, which is another model than NVIDIA L4" in choice.refused[0]
     assert choose_engines([tuned, rtx], l4, "auto", VERSIONS.get) == Choice((rtx,), ())
-    assert names([tuned, rtx], gpu=Gpu("NVIDIA GeForce RTX 4090", "8.9")) == ["tuned", "rtx"]
+    assert names([tuned, rtx], gpu=Device("NVIDIA GeForce RTX 4090", "8.9")) == ["tuned", "rtx"]
 
 
 @pytest.mark.parametrize("title", ["Tesla T4", "NVIDIA A10G", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 4070 Ti SUPER"])
 def test_an_engine_built_here_fits_here(title: str) -> None:
     local = gpu_of(title, (8, 0), 2**34)
-    assert names([engine("own", gpu=local.name, builder="tensorrt")], gpu=Gpu(title, "8.0")) == ["own"]
+    assert names([engine("own", gpu=local.name, builder="tensorrt")], gpu=Device(title, "8.0")) == ["own"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def with_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(monkeypatch, Driver())
-    assert find_gpu() == Gpu("NVIDIA GeForce RTX 4090", "8.9")
+    assert find_gpu() == Device("NVIDIA GeForce RTX 4090", "8.9")
     assert gpu_memory() == 24 * 2**30
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,20 @@ from onnx.reference import ReferenceEvaluator
 
 from mbexport import driver
 from mbexport.checkpoint.spec import ModelSpec, parse_config
-from mbexport.engines import builders, local, process, shapes
+from mbexport.engines import build, builders, local, process, shapes, timings
 from mbexport.engines.builders import choose_targets
 from mbexport.engines.gpus import GPUS, RTX_TARGETS, find_gpu
-from mbexport.engines.job import MODULES
+from mbexport.engines.job import Job
 from mbexport.engines.prepare import attention_nodes, broadcast_masks, prepare
 from mbexport.engines.report import AttentionReport, fusion_warning
-from mbexport.errors import BundleError, InputError, MbexportError, MissingExtraError
+from mbexport.errors import BundleError, EngineError, InputError, MbexportError, MissingExtraError
+from mbexport.files import no_progress
 from mbexport.manifest import Engine
 from mbexport.optional import installed
-from mbexport.options import BUILDERS
+from mbexport.options import BUILDER_MODULES
+from mbexport.processes import module_command
 from mbexport.profiles import parse_profile
+from mbexport.runtime.engines import DISTRIBUTIONS, EXTRAS
 from tests.attention_graphs import VOCABULARY, attention_model, write_attention_graph
 
 HEADS = {"G": (2, 16), "l": (2, 16)}
@@ -48,7 +52,7 @@ def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
 
     names = [name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
     assert {f"SM{major}{minor}" for major, minor in RTX_TARGETS} == set(names)
-    assert set(MODULES) == set(BUILDERS) - {"auto"}
+    assert set(BUILDER_MODULES) == set(DISTRIBUTIONS) == set(EXTRAS)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +85,90 @@ def test_one_refusal_refuses_all_and_none_is_one() -> None:
     assert [target.gpu.name for target in choose_targets(["a100", "t4", "A100"], "auto", "fp16")] == ["a100", "t4"]
 
 
+def test_gpu_without_any_engine_is_told_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    for title, capability, name in (("GeForce GTX 1080", (6, 1), "gtx-1080"), ("Tesla V100-SXM2", (7, 0), "v100")):
+        use_gpu(monkeypatch, title, capability, 7.9)
+        for precision in ("fp16", "fp32"):
+            message = rf"{name}.* has compute capability {capability[0]}.{capability[1]}, and TensorRT needs 7.5"
+            with pytest.raises(InputError, match=message) as raised:
+                choose_targets(["auto"], "auto", precision)
+            assert "--precision" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("builder", "keep", "config", "named"),
+    [
+        ("tensorrt-rtx", ["layers.0", "head"], {}, "layers.0, head"),
+        ("tensorrt-rtx", ["layers.1.mlp", "embeddings"], {}, "layers.1.mlp"),
+        ("tensorrt-rtx", ["embeddings"], {"architectures": ["ModernBertForMaskedLM"]}, "embeddings"),
+        ("tensorrt-rtx", ["embeddings"], {}, None),
+        ("tensorrt-rtx", ["embeddings", "head"], {"architectures": ["ModernBertModel"]}, None),
+        ("tensorrt", ["layers.0"], {}, None),
+    ],
+)
+def test_parts_in_fp32_need_products_that_turing_has_not(
+    builder: str, keep: list[str], config: dict[str, object], named: str | None
+) -> None:
+    spec = spec_of(**({"architectures": ["ModernBertForSequenceClassification"]} | config))
+    ampere, turing = (builders.Target(GPUS[name], builder, "") for name in ("a10", "t4"))
+    build._check_kept([ampere], keep, spec)
+    if named is None:
+        build._check_kept([ampere, turing], keep, spec)
+        return
+    with pytest.raises(InputError, match=rf"no FP32 matrix product for t4 .*, and {named} would need one; leave that"):
+        build._check_kept([ampere, turing], keep, spec)
+
+
+def test_timing_cache_that_cannot_be_used_is_skipped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert timings.timing_cache("rtx 4090") == timings.TimingCache(tmp_path / "cache/mbexport/rtx-4090.timing")
+    (tmp_path / "cache/mbexport/t4.timing").mkdir()
+    (tmp_path / "file").write_text("")
+    for home, gpu in (("cache", "t4"), ("file", "l4")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+        cache = timings.timing_cache(gpu)
+        assert cache.file is None
+        assert "timings of kernels are not kept" in str(cache.warning)
+        assert str(tmp_path / home) in str(cache.warning)
+
+
+def test_temporary_folder_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(process.tempfile, "TemporaryFile", full)
+    job = Job("tensorrt-rtx", (8, 0), "graph", (), (), None, None, "engine")
+    with pytest.raises(EngineError, match=r"no temporary file for 3 bytes of graph .*No space left.*TMPDIR"):
+        process.run(job, b"abc", no_progress)
+
+
+def test_process_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "module_command", lambda _: ["/no/such/python"])
+    job = Job("tensorrt-rtx", (8, 0), "graph", (), (), None, None, "engine")
+    with pytest.raises(EngineError, match="no process for tensorrt-rtx can be started: No such file"):
+        process.run(job, b"abc", no_progress)
+
+
+@pytest.mark.parametrize("module", ["mbexport.engines.worker", "mbexport.bench.worker"])
+def test_workers_run_nothing_of_the_current_directory(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("polygraphy", "numpy", "json", "runpy", "mbexport"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name} was run', 'w'); raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    ended = subprocess.run(module_command(module), input=b'{"do": "nothing"}\n', capture_output=True, check=False)
+    assert list(tmp_path.glob("* was run")) == []
+    assert b"Error" in ended.stdout + ended.stderr  # it read the line, and could not make sense of it
+    assert b"was not found" not in ended.stderr
+
+
 def without_gpu() -> None:
     raise driver.NoGpuError("no NVIDIA driver is installed")
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], memory: float) -> None:
-    monkeypatch.setattr(local, "find_gpu", lambda: driver.Gpu(name, "{}.{}".format(*capability)))
+    monkeypatch.setattr(local, "find_gpu", lambda: driver.Device(name, "{}.{}".format(*capability)))
     monkeypatch.setattr(local, "gpu_memory", lambda: int(memory * 2**30))
 
 

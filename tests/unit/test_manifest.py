@@ -72,3 +72,22 @@ def test_what_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no bundle"):
         manifests.read(tmp_path)
+
+
+def test_graphs_of_manifests_that_name_no_kept_parts_have_none(tmp_path: Path) -> None:
+    raw = json.loads(FULL.to_json())
+    del raw["graphs"][0]["keep_fp32"]
+    (tmp_path / "mbexport.json").write_text(json.dumps(raw))
+    assert manifests.read(tmp_path) == FULL
+    raw["graphs"][0]["keep_fp32"] = ["head", "layers.0"]
+    (tmp_path / "mbexport.json").write_text(json.dumps(raw))
+    assert manifests.read(tmp_path).graphs[0].keep_fp32 == ("head", "layers.0")
+
+
+@pytest.mark.parametrize("value", ["head", None, [0], ["head", None]])
+def test_kept_parts_are_a_list_of_texts(value: object, tmp_path: Path) -> None:
+    raw = json.loads(FULL.to_json())
+    raw["graphs"][0]["keep_fp32"] = value
+    (tmp_path / "mbexport.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"graphs is .*keep_fp32: tuple"):
+        manifests.read(tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 from mbexport.errors import BackendError
 from mbexport.manifest import Engine
 from mbexport.optional import require
+from mbexport.options import BUILDER_MODULES
 from mbexport.profiles import parse_profiles, profiles_text
 from mbexport.runtime.backends.interface import FloatArray, IntArray
 from mbexport.runtime.backends.session import Session
@@ -22,7 +23,6 @@ from mbexport.runtime.cuda import Cuda, load_module
 from mbexport.runtime.engines import packages, read_engine
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NAMES = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 
@@ -51,9 +51,9 @@ class TensorRTBackend:
     device = "cuda"
 
     def __init__(self, bundle: Path, engine: Engine) -> None:
-        require(MODULES[engine.builder], "cuda.bindings", packages=packages(engine))
+        require(BUILDER_MODULES[engine.builder], "cuda.bindings", packages=packages(engine))
         content = read_engine(bundle, engine)
-        trt: TensorRT = load_module(MODULES[engine.builder])
+        trt: TensorRT = load_module(BUILDER_MODULES[engine.builder])
         self.description = f"{Path(engine.file).name} on {NAMES[engine.builder]} {trt.__version__}"
         self._lock = threading.Lock()
         self._process = os.getpid()
