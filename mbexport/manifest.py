@@ -47,7 +47,8 @@ class Graph:
     """One ONNX file; ``dialect`` is ``portable``, ``onnxruntime`` or ``tensorrt``.
 
     ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted;
-    ``keep_fp32``: parts of a half-precision graph whose products are float32, sorted.
+    ``keep_fp32``: parts of a half-precision graph whose products are float32, sorted; ``unheld``:
+    layers whose attention scores FP16 does not surely hold.
     """
 
     file: str
@@ -57,6 +58,7 @@ class Graph:
     sha256: str
     selects_tokens: bool = False
     keep_fp32: tuple[str, ...] = ()
+    unheld: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:

@@ -33,7 +33,8 @@ from mbexport.errors import EngineError, InputError
 from mbexport.files import no_progress
 from mbexport.profiles import parse_profile
 from tests.attention_graphs import attention_model, write_attention_graph
-from tests.checkpoints import save_checkpoint
+from tests.checkpoints import copy_example, edit_config, edit_tensors, save_checkpoint
+from tests.half import make_hostile
 
 FUSED = {"G": (2, 64), "l": (2, 64)}
 GLOBAL_NOT_FUSED = {"G": (1, 512), "l": (8, 64)}
@@ -429,3 +430,31 @@ def test_builder_that_is_not_there(bundle: Path, tmp_path: Path) -> None:
     job = Job("tensorrt", None, str(source.path), tuple(SMALL), (), None, None, str(tmp_path / "engine"))
     with pytest.raises(EngineError, match="tensorrt could not build the engine: its process ended with code 1: "):
         run_job(job, source.model, no_progress)
+
+
+def test_a_checkpoint_that_needs_factors_builds_with_fused_attention(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    edit_config(checkpoint, lambda config: config.update(norm_eps=1e-20))
+    make_hostile(checkpoint)
+    export_onnx(checkpoint, tmp_path / "bundle")
+    for report in build_engine(tmp_path / "bundle", gpu=["t4", "rtx4090"], profiles=SMALL):
+        assert report.fused_text == "6 of 6 layers"
+        assert report.warnings == ()
+
+
+@pytest.mark.parametrize("keep", [["layers.0", "layers.4.attn"], ["embeddings", "head", "layers.5.mlp"]])
+def test_parts_in_fp32_leave_attention_fused(keep: list[str], example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    (report,) = build_engine(bundle, gpu="a100", profiles=SMALL, keep_fp32=keep)
+    assert report.fused_text == "6 of 6 layers"
+
+
+def test_scores_that_fp16_may_not_hold_are_a_warning(tmp_path: Path) -> None:
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    edit_tensors(checkpoint, lambda tensors: {
+        name: tensor * 40 if name.endswith("layers.1.attn.Wqkv.weight") else tensor for name, tensor in tensors.items()
+    })  # fmt: skip
+    export_onnx(checkpoint, tmp_path / "bundle")
+    (report,) = build_engine(tmp_path / "bundle", gpu="a100", profiles=SMALL)
+    (warning,) = report.warnings
+    assert "scores beyond 20000 in layers.1, and" in warning

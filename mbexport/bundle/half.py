@@ -109,7 +109,8 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
         ir.save(build_graph(form.spec, placed, DIALECT, __version__), new_graph)
         progress(len(form.stored) + 1, len(form.stored) + 1, graph_file)
         opset, digest = DIALECTS[DIALECT].opset, sha256(new_graph)
-        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32)
+        unheld = tuple(site.name.removesuffix(".attn.scores") for site in sites if not site.held)
+        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32, unheld=unheld)
 
         def placing(current: Manifest) -> Manifest:
             put_in_place(new_data, bundle / data_file)

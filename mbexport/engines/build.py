@@ -25,6 +25,7 @@ from mbexport.engines.report import (
     ProfileReport,
     fusion_warning,
     report_file,
+    scores_warning,
 )
 from mbexport.engines.shapes import chosen_profiles, default_profiles
 from mbexport.engines.timings import TimingCache, timing_cache
@@ -98,8 +99,8 @@ def build_engines(
 def _check_kept(targets: Sequence[Target], keep_fp32: Sequence[str], spec: ModelSpec) -> None:
     """Refuse products in FP32 where a target has none; the embeddings are one only where they make logits, too."""
     products = {"layers"}
-    if spec.head is not None:
-        products |= {"head", "embeddings"} if spec.head.tied else {"head"}
+    if spec.head is not None or spec.sentence is not None:
+        products |= {"head", "embeddings"} if spec.head is not None and spec.head.tied else {"head"}
     for target in targets:
         parts = [part for part in keep_fp32 if part.split(".")[0] in products]
         check_fp32_products(target.gpu, target.builder, parts)
@@ -210,7 +211,7 @@ class _Build:
 
     def _report(self, engine: Engine, built: Built, memory: Memory, loose: frozenset[str]) -> EngineReport:
         attention = tuple(_attention(node, loose) for node in self.source.attention)
-        told = (fusion_warning(attention, engine), self.timing_cache.warning)
+        told = (fusion_warning(attention, engine), scores_warning(self.graph), self.timing_cache.warning)
         rows = zip(self.profiles, memory.activations, strict=True)
         return EngineReport(
             engine=engine,

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mbexport.manifest import Engine
+from mbexport.graph.windows import MOST_SCORE
+from mbexport.manifest import Engine, Graph
 
 
 class EarlierGraphWarning(UserWarning):
@@ -82,6 +83,16 @@ class EngineReport:
 def report_file(engine: Engine) -> str:
     """Where the report of an engine lies, relative to the bundle."""
     return f"reports/engine-{engine.gpu}-{engine.precision}.json"
+
+
+def scores_warning(graph: Graph) -> str | None:
+    """The layers whose attention scores may be too large for FP16's mask, named; None where there are none."""
+    if not graph.unheld:
+        return None
+    return (
+        f"{graph.file}: the weights allow attention scores beyond {MOST_SCORE:.0f} in {', '.join(graph.unheld)}, and "
+        "padding is surely masked only up to there; see what validate says of your texts, or take --precision bf16"
+    )
 
 
 def fusion_warning(attention: tuple[AttentionReport, ...], engine: Engine) -> str | None:

@@ -40,6 +40,18 @@ def test_nothing_that_leaves_a_norm_exceeds_the_bounds(norm_bias: np.ndarray | N
     assert (bound <= bounds.product(MATRIX, bounds.after_norm(WEIGHT, norm_bias), bias)).all()  # the looser of the two
 
 
+def test_biases_count_where_there_is_little_else() -> None:
+    left = normalized(RNG.normal(0, 1, (500, SIZE))) * (WEIGHT / 1000) + NORM_BIAS
+    made = left @ MATRIX
+    assert (np.abs(made) <= bounds.normed_product(MATRIX, WEIGHT / 1000, NORM_BIAS, None)).all()
+    norms = np.linalg.norm((made + BIAS).reshape(-1, 4, 5), axis=-1).max(axis=0)
+    found = bounds.head_norms(MATRIX, WEIGHT / 1000, NORM_BIAS, BIAS, 4)
+    assert (norms <= found).all()
+    assert (found <= 1.1 * norms).all()
+    without = bounds.head_norms(MATRIX / 1000, WEIGHT / 1000, None, BIAS, 4)
+    np.testing.assert_allclose(without, np.linalg.norm(BIAS.reshape(4, 5), axis=-1), rtol=0.01)
+
+
 def test_the_bound_of_a_product_is_reached() -> None:
     columns = WEIGHT[:, None].astype(np.float64) * MATRIX
     worst = np.sqrt(SIZE) * columns / np.linalg.norm(columns, axis=0)  # of all inputs of that norm

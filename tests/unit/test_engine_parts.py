@@ -27,7 +27,7 @@ from mbexport.optional import installed
 from mbexport.options import BUILDER_MODULES
 from mbexport.processes import module_command
 from mbexport.profiles import parse_profile
-from mbexport.runtime.engines import DISTRIBUTIONS, EXTRAS
+from mbexport.runtime.engines import DISTRIBUTIONS
 from tests.attention_graphs import VOCABULARY, attention_model, write_attention_graph
 
 HEADS = {"G": (2, 16), "l": (2, 16)}
@@ -52,7 +52,7 @@ def test_targets_are_those_of_the_installed_tensorrt_rtx() -> None:
 
     names = [name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
     assert {f"SM{major}{minor}" for major, minor in RTX_TARGETS} == set(names)
-    assert set(BUILDER_MODULES) == set(DISTRIBUTIONS) == set(EXTRAS)
+    assert set(BUILDER_MODULES) == set(DISTRIBUTIONS)
 
 
 @pytest.mark.parametrize(
