@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -65,3 +67,56 @@ def _rescale_attention(tensor: torch.Tensor, entering: float) -> None:
     queries.mul_(QUERIES)
     keys.div_(QUERIES)
     values.mul_(VALUES)
+
+
+def rescale_channels(checkpoint: Path, seed: int, span: int) -> None:
+    """Each channel by a power of two of its own, up to 2**span either way; in float32 the function stays as it was.
+
+    For untied models whose norm_eps is too small to matter.
+    """
+    heads = json.loads((checkpoint / "config.json").read_text())["num_attention_heads"]
+    edit_tensors(checkpoint, lambda tensors: _Rescaling(tensors, np.random.default_rng(seed), span).all(heads))
+
+
+class _Rescaling:
+    def __init__(self, tensors: dict[str, torch.Tensor], rng: np.random.Generator, span: int) -> None:
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._prefix = "model." if any(name.startswith("model.") for name in tensors) else ""
+        self._rng, self._span = rng, span
+        self._hidden = tensors[f"{self._prefix}final_norm.weight"].numel()
+
+    def all(self, heads: int) -> dict[str, torch.Tensor]:
+        stream = self._powers(1)
+        table = self._tensors[f"{self._prefix}embeddings.tok_embeddings.weight"]
+        table.mul_(self._powers(len(table))[:, None])  # normalized away
+        self._give("embeddings.norm", stream)
+        for layer in range(sum(name.endswith("mlp.Wo.weight") for name in self._tensors)):
+            self._layer(f"layers.{layer}", stream if layer == 0 else self._powers(self._hidden), stream, heads)
+        if "head.dense.weight" in self._tensors:
+            final = self._powers(self._hidden)
+            self._give("final_norm", final)
+            self._tensors["head.dense.weight"].div_(final)
+        return self._tensors
+
+    def _layer(self, path: str, entering: torch.Tensor, stream: torch.Tensor, heads: int) -> None:
+        self._give(f"{path}.attn_norm", entering)
+        values, turns = self._powers(self._hidden), self._powers(heads).repeat_interleave(self._hidden // heads)
+        self._give(f"{path}.attn.Wqkv", torch.cat([turns, 1 / turns, values]), entering)
+        self._give(f"{path}.attn.Wo", stream, values)
+        entering = self._powers(self._hidden)
+        self._give(f"{path}.mlp_norm", entering)
+        gates = self._powers(self._tensors[f"{self._prefix}{path}.mlp.Wo.weight"].shape[1])
+        self._give(f"{path}.mlp.Wi", torch.cat([torch.ones_like(gates), gates]), entering)
+        self._give(f"{path}.mlp.Wo", stream, gates)
+
+    def _give(self, module: str, out: torch.Tensor, taken: torch.Tensor | None = None) -> None:
+        """Multiply a module's outputs, whose inputs were multiplied by ``taken``."""
+        for kind in ("weight", "bias"):
+            tensor = self._tensors.get(f"{self._prefix}{module}.{kind}")
+            if tensor is not None:
+                tensor.mul_(out[:, None] if tensor.dim() == 2 else out)
+                if tensor.dim() == 2 and taken is not None:
+                    tensor.div_(taken)
+
+    def _powers(self, count: int) -> torch.Tensor:
+        return 2.0 ** torch.from_numpy(self._rng.integers(-self._span, self._span + 1, count)).float()

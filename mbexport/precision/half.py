@@ -31,11 +31,9 @@ Put = Callable[[str, npt.NDArray[np.generic]], None]
 
 DTYPES: dict[str, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 LIMIT = 2.0**15  # what a bound may reach: half of what FP16 holds
-LEAST_WEIGHT, MOST_WEIGHT = 2.0**-12, 2.0**10  # a channel's largest: FP16 rounds it, and what counts beside it, well
-LEAST_BOUND, LIFTED = (
-    2.0**-2,
-    2.0**6,
-)  # typical values lie far below a bound: one below the first is lifted to the second
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-8, 2.0**10  # a channel's largest: FP16 rounds it, and what counts beside it, well
+LEAST_BOUND, LIFTED = 2.0**-2, 2.0**6  # typical values lie far below a bound: below the first they go to the second
+MOST_SPREAD = 4.0  # powers of two by which a product's inputs may differ: as much as the weights of one output do
 NONE: IntArray = np.zeros(1, np.int32)
 
 
@@ -121,7 +119,7 @@ class HalfWeights:
     def _tied(self, last: str) -> IntArray:
         """What is taken out of all inputs of a tied decoder and given back to all logits, [1]."""
         largest = bounds.after_norm(*self._norm_of("head.norm")).max(keepdims=True)
-        shift = self._shifts(f"{last}.in", largest, lift=True)
+        shift = self._levels(f"{last}.in", largest)
         self._factors(f"{last}.in", -shift)
         self._factors(last, shift)
         return shift
@@ -138,7 +136,7 @@ class HalfWeights:
             self._product(f"{path}.{name}", bound, enter, further=taken)
         bound = self._normed_product(f"{path}.Wv", norm)
         matrix = np.ldexp(self._tensors[f"{path}.Wv.weight"], enter[:, None])
-        shift = self._shifts(f"{path}.v", bound, _largest(matrix))
+        shift = self._levels(f"{path}.v", bound)
         self._put(f"{path}.Wv.weight", self._matrix(path, matrix, -shift))
         self._bias(f"{path}.Wv", shift)
         self._leave(f"{path}.Wo", bound, shift)
@@ -184,7 +182,7 @@ class HalfWeights:
         self._put(f"{path}.Wi_gate.weight", self._matrix(path, matrix, -gate))
         self._bias(f"{path}.Wi_gate", gate)
         gated = gates * _activated(inputs, self._spec.activation)
-        further = self._shifts(f"{path}.gated", np.ldexp(gated, -gate), lift=True)
+        further = self._levels(f"{path}.gated", np.ldexp(gated, -gate))
         self._factors(f"{path}.gated", -further)
         self._leave(f"{path}.Wo", gated, gate + further)
 
@@ -237,7 +235,7 @@ class HalfWeights:
 
     def _enter(self, site: str, bound: FloatArray) -> IntArray:
         """What is taken out of a product's inputs, [in], and given to its matrix's rows."""
-        shift = self._shifts(site, bound, lift=True)
+        shift = self._levels(site, bound)
         self._factors(site, -shift)
         return shift
 
@@ -254,27 +252,38 @@ class HalfWeights:
         bound = bounds.product(self._tensors[f"{path}.weight"], inputs, self._tensors.get(f"{path}.bias"))
         self._product(path, bound, shift)
 
-    def _shifts(self, site: str, bound: FloatArray, size: FloatArray | None = None, *, lift: bool = False) -> IntArray:
-        """Exponents of the powers of two to take out of each channel.
+    def _levels(self, site: str, bound: FloatArray) -> IntArray:
+        """Exponents to take out of each of a product's inputs: all within range, and near one another.
+
+        Inputs of very different size have weights of very different size beside them, the small
+        of which FP16 would round coarsely.
+        """
+        reach = _log2(bound)
+        level = float(np.median(reach[bound > 0])) if (bound > 0).any() else 0.0
+        usual = np.log2(LEAST_BOUND) <= level <= np.log2(LIMIT) - MOST_SPREAD
+        near = usual & (np.abs(reach - level) <= MOST_SPREAD)
+        to = level if usual else np.log2(LIFTED)
+        return self._noted(site, bound, np.where(near | (bound == 0), 0.0, np.round(reach - to)))
+
+    def _shifts(self, site: str, bound: FloatArray, size: FloatArray) -> IntArray:
+        """Exponents to take out of each of a product's outputs.
 
         Args:
             site: what the value is, for the report.
             bound: what the channels could reach.
-            size: the channels' largest weights, where FP16 has to hold them.
-            lift: whether channels with small bounds are made larger.
+            size: the channels' largest weights, which FP16 has to hold.
         """
+        needed = np.ceil(_log2(bound) - np.log2(LIMIT))
+        exponent = _log2(size)
+        shift = np.maximum(np.maximum(needed, 0), np.ceil(exponent - np.log2(MOST_WEIGHT)))
+        too_small = (size > 0) & (exponent - shift < np.log2(LEAST_WEIGHT))
+        shift = np.where(too_small, np.maximum(np.floor(exponent - np.log2(LEAST_WEIGHT)), needed), shift)
+        return self._noted(site, bound, shift)
+
+    def _noted(self, site: str, bound: FloatArray, shift: FloatArray) -> IntArray:
+        """The exponents as whole numbers, none in BF16, once the report has them."""
         if not np.isfinite(bound).all():
             raise PrecisionError(f"{site} could be beyond float32 itself; look for weights that are not what they were")
-        reach = _log2(bound)
-        needed = np.ceil(reach - np.log2(LIMIT))
-        shift = np.maximum(needed, 0)
-        if size is not None:
-            exponent = _log2(size)
-            shift = np.maximum(shift, np.ceil(exponent - np.log2(MOST_WEIGHT)))
-            too_small = (size > 0) & (exponent - shift < np.log2(LEAST_WEIGHT))
-            shift = np.where(too_small, np.maximum(np.floor(exponent - np.log2(LEAST_WEIGHT)), needed), shift)
-        if lift:
-            shift = np.where((bound > 0) & (bound < LEAST_BOUND), np.floor(reach - np.log2(LIFTED)), shift)
         result: IntArray = shift.astype(np.int32) * np.int32(self._limited)
         self.sites.append(Site(site, float(bound.max()), int(np.abs(result).max())))
         return result

@@ -29,7 +29,7 @@ from tests.checkpoints import (
     torch_model,
     torch_output,
 )
-from tests.half import ENGINE_GRAPH, make_hostile, write_engine_graph
+from tests.half import ENGINE_GRAPH, make_hostile, rescale_channels, write_engine_graph
 from tests.inputs import SPECIAL_LENGTHS, allowed_error, error, padded_batch, run_graph
 from tests.parity.test_architectures import VARIANTS as ARCHITECTURES
 from tests.parity.test_heads import VARIANTS as HEADS
@@ -274,6 +274,34 @@ def test_classifier_of_few_outputs_stays_float32(labels: int, keep: list[str], k
     tensors = onnx.load(bundle / FP16, load_external_data=False).graph.initializer
     (classifier,) = [tensor for tensor in tensors if tensor.name == "classifier.weight"]
     assert classifier.data_type == getattr(onnx.TensorProto, kind)
+
+
+UNTIED = [name for name in (*HEADS, *ARCHITECTURES) if not name.startswith("masked LM") or "untied" in name]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_channels_of_any_size(seed: int, tmp_path: Path) -> None:
+    """Exact rescalings at random, of random models; without levelling they are lost."""
+    rng = np.random.default_rng(seed)
+    variant = (HEADS | ARCHITECTURES)[UNTIED[int(rng.integers(len(UNTIED)))]]
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", seed=seed, **(variant | {"norm_eps": 1e-30}))
+    export_onnx(checkpoint, tmp_path / "before")
+    rescale_channels(checkpoint, seed, span=int(rng.choice([3, 8, 14, 20])))
+    bundle = half_bundle(checkpoint, tmp_path / "bundle")
+    ids, mask = padded_batch(66, 512)
+    as_it_was = run_graph(tmp_path / "before", "onnx/model.onnx", ids, mask)
+    np.testing.assert_array_equal(run_graph(bundle, "onnx/model.onnx", ids, mask), as_it_was)
+    check_all_outputs(bundle, vocabulary=512)
+
+
+def test_levels_are_what_saves_channels_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", norm_eps=1e-30)
+    rescale_channels(checkpoint, seed=0, span=14)
+    check_all_outputs(half_bundle(checkpoint, tmp_path / "bundle"), vocabulary=512)
+    monkeypatch.setattr(half, "MOST_SPREAD", 100.0)
+    monkeypatch.setattr(half, "LIMIT", 2.0**115)
+    with pytest.raises((AssertionError, PrecisionError)):
+        check_all_outputs(half_bundle(checkpoint, tmp_path / "naive"), vocabulary=512)
 
 
 def test_attention_stays_in_half_precision_where_its_projections_do_not(tmp_path: Path) -> None:
