@@ -1,9 +1,10 @@
 """FP32 weights to those of a half-precision graph, with exact factors where a value could leave the range.
 
 A matrix product in FP16 takes and gives values up to 65,504, and rounds those below 6e-5
-coarsely. Where the bounds say that a value could pass LIMIT, or where values or weights of a
-channel are that small, a power of two is taken out of the channel and put back where the value
-is float32 again, or into the next matrix. The function stays what it was, exactly.
+coarsely. Where the bounds say that a value could pass LIMIT, where values or weights of a
+channel are that small, or where a product's inputs differ widely, a power of two is taken out of
+the channel and put back where the value is float32 again, or into the next matrix. The function
+stays what it was, exactly.
 """
 
 from __future__ import annotations

@@ -169,23 +169,23 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, float], dict[str, float]]] = {
         {"hidden_activation": "relu"}, {"mlp.Wi.weight": 2.0**9, "mlp.Wo.weight": 2.0**-18}, {"LIMIT": 2.0**100}
     ),
     "activations vanish": (
-        {}, {"mlp.Wi.weight": 2.0**-16, "mlp.Wo.weight": 2.0**33}, {"LEAST_BOUND": 0.0, "LEAST_WEIGHT": 0.0}
+        {}, {"mlp.Wi.weight": 2.0**-16, "mlp.Wo.weight": 2.0**33}, {"LEAST_BOUND": 2.0**-100, "LEAST_WEIGHT": 2.0**-100}
     ),
     "normalized values vanish": (
         {"norm_eps": 1e-20}, {"mlp_norm.weight": 2.0**-24, "mlp.Wi.weight": 2.0**24},
-        {"LEAST_BOUND": 0.0, "MOST_WEIGHT": 2.0**100},
+        {"LEAST_BOUND": 2.0**-100, "MOST_WEIGHT": 2.0**100},
     ),
     "logits of a tied decoder overflow": (
         {"architecture": "ModernBertForMaskedLM"}, {"head.norm.weight": 2.0**14}, {"LIMIT": 2.0**100}
     ),
     "rows of the embeddings vanish": (
-        {"norm_eps": 1e-20}, {"tok_embeddings.weight": 2.0**-26}, {"LEAST_WEIGHT": 0.0}
+        {"norm_eps": 1e-20}, {"tok_embeddings.weight": 2.0**-26}, {"LEAST_WEIGHT": 2.0**-100}
     ),
     "the head's product overflows, what enters it does not": (
         {}, {"final_norm.weight": 2.0**11, "head.dense.weight": 2.0**6}, {"LIMIT": 2.0**100}
     ),
     "the head overflows": (
-        {}, {"final_norm.weight": 2.0**17, "head.dense.weight": 2.0**-17}, {"LIMIT": 2.0**100, "LEAST_WEIGHT": 0.0}
+        {}, {"final_norm.weight": 2.0**17, "head.dense.weight": 2.0**-17}, {"LIMIT": 2.0**100, "LEAST_WEIGHT": 2.0**-100}
     ),
     "one head's classifier overflows": (
         {"num_labels": 100}, {"head.norm.weight": 2.0**16, "classifier.weight": 2.0**-8}, {"LIMIT": 2.0**100}
