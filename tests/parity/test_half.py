@@ -185,7 +185,8 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, float], dict[str, float]]] = {
         {}, {"final_norm.weight": 2.0**11, "head.dense.weight": 2.0**6}, {"LIMIT": 2.0**100}
     ),
     "the head overflows": (
-        {}, {"final_norm.weight": 2.0**17, "head.dense.weight": 2.0**-17}, {"LIMIT": 2.0**100, "LEAST_WEIGHT": 2.0**-100}
+        {}, {"final_norm.weight": 2.0**17, "head.dense.weight": 2.0**-17},
+        {"LIMIT": 2.0**100, "LEAST_WEIGHT": 2.0**-100},
     ),
     "one head's classifier overflows": (
         {"num_labels": 100}, {"head.norm.weight": 2.0**16, "classifier.weight": 2.0**-8}, {"LIMIT": 2.0**100}
