@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder, typed
+from mbexport.graph.rotation import Tables, rotate, tables_in_use
 from mbexport.graph.windows import build_fixed_windows, mask_bias
 
 BLOCK = 128  # queries of a block of local attention, whatever the length: TensorRT's kernels like sizes they know
-RopeTables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
 
 
 class EngineDialect:
@@ -31,25 +31,15 @@ class EngineDialect:
         self._b = b
         self._spec = spec
         self._type = b.product_type
-        self._rope: dict[bool, RopeTables] = {}  # by is_global
+        self._rope: dict[bool, Tables] = {}  # by is_global
         if spec.has_local:
             with b.scope("local_attention"):
-                self._rope[False] = self._build_rope("local", attention_mask)
+                self._rope[False] = tables_in_use(b, "local", attention_mask)
                 self._windows = build_fixed_windows(b, attention_mask, spec, BLOCK, self._type)
         if spec.has_global:
             with b.scope("global_attention"):
-                self._rope[True] = self._build_rope("global", attention_mask)
+                self._rope[True] = tables_in_use(b, "global", attention_mask)
                 self._bias = self._build_global_bias(attention_mask)
-
-    def _build_rope(self, kind: str, attention_mask: ir.Value) -> RopeTables:
-        """[cos, cos] and [-sin, sin] of the positions in use."""
-        b, first = self._b, self._b.ints(0)
-        length = b.op("Shape", attention_mask, name="rope_length", start=1, end=2)
-        cos = b.op("Slice", b.weight(f"rope.{kind}.cos"), first, length, first, name="cos")
-        sin = b.op("Slice", b.weight(f"rope.{kind}.sin"), first, length, first, name="sin")
-        cos = b.op("Concat", cos, cos, name="cos_both", axis=-1)
-        sin = b.op("Concat", b.op("Neg", sin, name="sin_negative"), sin, name="sin_both", axis=-1)
-        return b.op("Unsqueeze", cos, b.ints(1), name="cos_heads"), b.op("Unsqueeze", sin, b.ints(1), name="sin_heads")
 
     def _build_global_bias(self, attention_mask: ir.Value) -> ir.Value:
         """[batch, 1, sequence, sequence], by one Expand: ONNX Runtime's Attention takes no fewer queries.
@@ -75,15 +65,11 @@ class EngineDialect:
         return b.widen(typed(joined, self._type))
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
-        """Rotary positions: x * [cos, cos] + [second, first] * [-sin, sin]; [batch, sequence, hidden], float32."""
+        """Rotary positions; [batch, sequence, hidden], float32."""
         b, spec = self._b, self._spec
-        cos, sin = self._rope[is_global]
         with b.scope(f"{name}_rope"):
             heads = b.op("Reshape", x, b.ints(0, 0, spec.num_heads, spec.head_dim), name="heads")
-            first, second = b.multi("Split", heads, outputs=2, name="halves", axis=-1, num_outputs=2)
-            swapped = b.op("Concat", second, first, name="swapped", axis=-1)
-            straight = b.op("Mul", heads, cos, name="straight")
-            rotated = b.op("Add", straight, b.op("Mul", swapped, sin, name="crossed"), name="rotated")
+            rotated = rotate(b, heads, self._rope[is_global])
             return b.op("Reshape", rotated, b.ints(0, 0, spec.hidden_size), name=f"{name}_joined")
 
     def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value) -> ir.Value:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.rotation import Tables, rotate, tables_in_use
 from mbexport.graph.windows import BlockSizes, build_windows, find_blind, mask_bias
 
-RopeTables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
 SIZES = BlockSizes(queries=128, most_alone=128)
 
 
@@ -23,7 +23,7 @@ class PortableDialect:
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b
         self._spec = spec
-        self._rope: dict[bool, dict[str, RopeTables]] = {}  # by is_global, then for q and k
+        self._rope: dict[bool, dict[str, Tables]] = {}  # by is_global, then for q and k
         if spec.has_local:
             with b.scope("local_attention"):
                 self._rope[False] = self._build_rope("local", attention_mask)
@@ -35,16 +35,11 @@ class PortableDialect:
                 # [batch, 1, 1, sequence]
                 self._bias = b.op("Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_rows")
 
-    def _build_rope(self, kind: str, attention_mask: ir.Value) -> dict[str, RopeTables]:
-        """[cos, cos] and [-sin, sin] of the positions in use; those of queries hold the attention scale too."""
-        b, first = self._b, self._b.ints(0)
-        length = b.op("Shape", attention_mask, name="rope_length", start=1, end=2)
-        cos = b.op("Slice", b.weight(f"rope.{kind}.cos"), first, length, first, name="cos")
-        sin = b.op("Slice", b.weight(f"rope.{kind}.sin"), first, length, first, name="sin")
-        cos = b.op("Concat", cos, cos, name="cos_both", axis=-1)
-        sin = b.op("Concat", b.op("Neg", sin, name="sin_negative"), sin, name="sin_both", axis=-1)
-        axis, scale = b.ints(1), b.constant("attention_scale", np.float32(self._spec.head_dim**-0.5))
-        cos, sin = b.op("Unsqueeze", cos, axis, name="cos_heads"), b.op("Unsqueeze", sin, axis, name="sin_heads")
+    def _build_rope(self, kind: str, attention_mask: ir.Value) -> dict[str, Tables]:
+        """The tables of queries, which hold the attention scale too, and of keys."""
+        b = self._b
+        cos, sin = tables_in_use(b, kind, attention_mask)
+        scale = b.constant("attention_scale", np.float32(self._spec.head_dim**-0.5))
         return {
             "q": (b.op("Mul", cos, scale, name="cos_scaled"), b.op("Mul", sin, scale, name="sin_scaled")),
             "k": (cos, sin),
@@ -65,14 +60,8 @@ class PortableDialect:
         return attended if self._blind is None else self._blind.fill(b, attended, values)
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
-        """Rotary positions: x * [cos, cos] + [second, first] * [-sin, sin]; x [batch, sequence, heads, size]."""
-        b = self._b
-        cos, sin = self._rope[is_global][name]
-        with b.scope(f"{name}_rope"):
-            first, second = b.multi("Split", x, outputs=2, name="halves", axis=-1, num_outputs=2)
-            swapped = b.op("Concat", second, first, name="swapped", axis=-1)
-            straight = b.op("Mul", x, cos, name="straight")
-            return b.op("Add", straight, b.op("Mul", swapped, sin, name="crossed"), name="rotated")
+        with self._b.scope(f"{name}_rope"):
+            return rotate(self._b, x, self._rope[is_global][name])
 
     def _softmax_attention(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value) -> ir.Value:
         """q [rows, queries, heads, size], scaled; k and v [rows, keys, heads, size] -> as q."""

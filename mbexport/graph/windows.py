@@ -41,20 +41,15 @@ class BlockSizes:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """What all local layers share; ``block`` queries see ``span`` keys.
+class Blocks:
+    """Queries by blocks and the keys that each sees; ``block`` queries see ``span`` keys.
 
-    several: bool [1], whether the text has more than one block. query_positions
-    [blocks * block], key_positions [blocks * span], order [sequence]: int64 positions to gather.
-    seen, bool [batch * blocks, 1, block, span]: whether a query sees a key; bias: the same as
-    what is added to scores. The shapes are targets of reshapes.
+    query_positions [blocks * block], key_positions [blocks * span]: int64 positions to gather.
+    bias [batch * blocks, 1, block, span]: what is added to scores. The shapes are targets of reshapes.
     """
 
-    several: ir.Value
     query_positions: ir.Value
     key_positions: ir.Value
-    order: ir.Value
-    seen: ir.Value
     bias: ir.Value
     query_shape: ir.Value
     key_shape: ir.Value
@@ -69,6 +64,19 @@ class Windows:
         """x [batch, sequence, ...] -> [batch * blocks, span, ...]."""
         gathered = b.op("Gather", x, self.key_positions, name=f"{name}_gathered", axis=1)
         return b.op("Reshape", gathered, self.key_shape, name=f"{name}_blocks")
+
+
+@dataclass(frozen=True)
+class Windows(Blocks):
+    """Blocks whose number and size follow the length; a short text is one.
+
+    several: bool [1], whether the text has more than one. order [sequence]: int64 positions.
+    seen, bool of the bias's shape: whether a query sees a key.
+    """
+
+    several: ir.Value
+    order: ir.Value
+    seen: ir.Value
 
     def join(self, b: GraphBuilder, attended: ir.Value) -> ir.Value:
         """Blocks of queries [batch * blocks, block, ...] -> [batch, sequence, hidden]."""
@@ -150,31 +158,13 @@ def build_windows(
 
 
 @dataclass(frozen=True)
-class FixedWindows:
+class FixedWindows(Blocks):
     """Blocks of one size, known beforehand, whatever the length: a short text fills a part of one.
 
-    query_positions [blocks * block] and key_positions [blocks * span]: int64 positions to gather.
-    bias [batch * blocks, 1, block, span], what is added to scores. length: int64 [1].
+    length: int64 [1].
     """
 
-    block: int
-    span: int
-    width: int
-    query_positions: ir.Value
-    key_positions: ir.Value
-    bias: ir.Value
-    joined_shape: ir.Value
     length: ir.Value
-
-    def queries(self, b: GraphBuilder, x: ir.Value) -> ir.Value:
-        """x [batch, sequence, hidden] -> [batch * blocks, block, hidden]."""
-        gathered = b.op("Gather", x, self.query_positions, name="q_gathered", axis=1)
-        return b.op("Reshape", gathered, b.ints(-1, self.block, self.width), name="q_blocks")
-
-    def keys(self, b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
-        """x [batch, sequence, hidden] -> [batch * blocks, span, hidden]."""
-        gathered = b.op("Gather", x, self.key_positions, name=f"{name}_gathered", axis=1)
-        return b.op("Reshape", gathered, b.ints(-1, self.span, self.width), name=f"{name}_blocks")
 
     def join(self, b: GraphBuilder, attended: ir.Value) -> ir.Value:
         """Blocks of queries [batch * blocks, block, hidden] -> [batch, sequence, hidden]."""
@@ -212,12 +202,11 @@ def build_fixed_windows(
     usable = b.op("Reshape", usable, b.ints(-1, 1, 1, span), name="usable_rows")
     band = b.constant("band", np.abs(queries[:, None] - keys) <= spec.half_window)  # [block, span]
     return FixedWindows(
-        block=block,
-        span=span,
-        width=spec.hidden_size,
         query_positions=query_positions,
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         bias=mask_bias(b, b.op("And", usable, band, name="seen"), dtype),
+        query_shape=b.ints(-1, block, spec.hidden_size),
+        key_shape=b.ints(-1, span, spec.hidden_size),
         joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
         length=length,
     )
