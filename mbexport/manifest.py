@@ -152,6 +152,20 @@ class Manifest:
         others = tuple(old for old in self.checks if old.what != check.what)
         return dataclasses.replace(self, checks=(*others, check))
 
+    def without_graph(self, file: str) -> Manifest:
+        """A copy without a graph, its own weights file and what was checked of it."""
+        return dataclasses.replace(
+            self,
+            graphs=tuple(graph for graph in self.graphs if graph.file != file),
+            weights=tuple(weights for weights in self.weights if weights.file != f"{file}_data"),
+            checks=tuple(check for check in self.checks if check.what != f"parity of {file}"),
+        )
+
+    def with_graph(self, graph: Graph, *weights: WeightsFile) -> Manifest:
+        """A copy in which ``graph``, with the weights files of its own, replaces an earlier one of the same file."""
+        others = self.without_graph(graph.file)
+        return dataclasses.replace(others, graphs=(*others.graphs, graph), weights=(*others.weights, *weights))
+
     def with_engine(self, engine: Engine) -> Manifest:
         """A copy in which ``engine`` replaces an earlier one of the same file."""
         others = tuple(old for old in self.engines if old.file != engine.file)

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from mbexport import manifest as manifests
+from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.encoder import build_graph
 from tests.checkpoints import edit_tensors
@@ -18,10 +20,8 @@ ENGINE_GRAPH = "onnx/engine.onnx"
 
 def write_engine_graph(bundle: Path, spec: ModelSpec) -> None:
     """The graph that engines are built from, in float32: what it computes, apart from how it rounds."""
-    initializers = ir.load(bundle / "onnx/model.onnx").graph.initializers
-    tensors = {name: value.const_value for name, value in initializers.items() if value.const_value is not None}
-    external = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
-    ir.save(build_graph(spec, external, "tensorrt", "0"), bundle / ENGINE_GRAPH)
+    tensors = StoredWeights(bundle, manifests.read(bundle)).tensors
+    ir.save(build_graph(spec, tensors, "tensorrt", "0"), bundle / ENGINE_GRAPH)
 
 
 def make_hostile(checkpoint: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from mbexport import manifest as manifests
 from mbexport.bundle.half import DIALECT, ensure_half_graph
+from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import InputError
 from mbexport.files import Progress, no_progress, replacing
 from mbexport.graph.encoder import DIALECTS, build_graph
-from mbexport.manifest import Graph, Manifest
+from mbexport.manifest import Graph
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, sha256
 
@@ -46,21 +46,12 @@ def ensure_engine_graph(
     for graph in manifest.graphs:
         if graph.file == FP32_FILE:
             return graph
-    portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
-    if portable is None:
-        raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
-    values = {name: value.const_value for name, value in ir.load(bundle / portable.file).graph.initializers.items()}
-    weights = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
+    weights = StoredWeights(bundle, manifest).tensors
     try:
         with replacing(bundle / FP32_FILE) as temporary:
             ir.save(build_graph(read_bundle_spec(bundle, manifest), weights, DIALECT, __version__), temporary)
         graph = Graph(FP32_FILE, precision, DIALECT, DIALECTS[DIALECT].opset, sha256(bundle / FP32_FILE))
-        manifests.update(bundle, lambda current: _with(current, graph))
+        manifests.update(bundle, lambda current: current.with_graph(graph))
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return graph
-
-
-def _with(manifest: Manifest, graph: Graph) -> Manifest:
-    """The manifest with the graph in it, once."""
-    return replace(manifest, graphs=(*(other for other in manifest.graphs if other.file != graph.file), graph))

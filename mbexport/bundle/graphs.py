@@ -30,16 +30,17 @@ def write_graphs(spec: ModelSpec, placed: Mapping[str, Place], directory: Path, 
     Returns:
         The manifest's entries.
     """
-    weights = {name: _external(name, place, directory / weights_file) for name, place in placed.items()}
+    weights = {name: external(name, place, directory / weights_file) for name, place in placed.items()}
     graphs = [_write_graph(spec, weights, directory, file, dialect) for dialect, file in GRAPH_FILES.items()]
     if spec.task == "fill-mask":
         graphs.append(_write_graph(spec, weights, directory, SELECTING_FILE, "onnxruntime", selects=True))
     return tuple(graphs)
 
 
-def _external(name: str, place: Place, file: Path) -> ir.ExternalTensor:
+def external(name: str, place: Place, file: Path) -> ir.ExternalTensor:
+    """A tensor of a weights file, for a graph that will lie beside it."""
     return ir.ExternalTensor(
-        file.name, place.offset, place.length, ir.DataType.FLOAT,
+        file.name, place.offset, place.length, ir.DataType.from_numpy(place.dtype),
         shape=ir.Shape(place.shape), name=name, base_dir=str(file.parent),
     )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mbexport import manifest as manifests
-from mbexport.bundle.weights import ALIGNMENT
+from mbexport.bundle.graphs import external
+from mbexport.bundle.stored import StoredWeights
+from mbexport.bundle.weights import append
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.errors import BundleError
 from mbexport.files import Progress, beside, no_progress, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph, Manifest, WeightsFile
@@ -47,10 +48,7 @@ def ensure_half_graph(
     for graph in manifest.graphs:
         if (graph.precision, graph.dialect, graph.keep_fp32) == (precision, DIALECT, keep):
             return graph
-    portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
-    if portable is None:
-        raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
-    form = _Form(read_bundle_spec(bundle, manifest), _Stored(bundle / portable.file), precision, keep)
+    form = _Form(read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest), precision, keep)
     try:
         make_folder(bundle / "reports")
         graph, sites = _write(bundle, form, progress)
@@ -61,39 +59,12 @@ def ensure_half_graph(
     return graph
 
 
-def _without(manifest: Manifest, graph_file: str) -> Manifest:
-    """The manifest without what is to be written anew."""
-    return replace(
-        manifest,
-        graphs=tuple(graph for graph in manifest.graphs if graph.file != graph_file),
-        weights=tuple(weights for weights in manifest.weights if weights.file != f"{graph_file}_data"),
-        checks=tuple(check for check in manifest.checks if check.what != f"parity of {graph_file}"),
-    )
-
-
-class _Stored(Mapping[str, npt.NDArray[np.float32]]):
-    """The weights of a graph file, read when they are asked for; constants that lie in the graph are none."""
-
-    def __init__(self, file: Path) -> None:
-        values = {name: value.const_value for name, value in ir.load(file).graph.initializers.items()}
-        self._values = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
-
-    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        return self._values[name].numpy()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
 @dataclass(frozen=True)
 class _Form:
     """What the tensors of a half-precision graph are made of, and how."""
 
     spec: ModelSpec
-    stored: _Stored
+    stored: StoredWeights
     precision: str
     keep_fp32: tuple[str, ...]
 
@@ -115,11 +86,10 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
         def placing(current: Manifest) -> Manifest:
             put_in_place(new_data, bundle / data_file)
             put_in_place(new_graph, bundle / graph_file)
-            others = _without(current, graph_file)
-            return replace(others, graphs=(*others.graphs, graph), weights=(*others.weights, weights))
+            return current.with_graph(graph, weights)
 
         # First without the graph: readers that come while its files change find no entry of it.
-        manifests.update(bundle, lambda current: _without(current, graph_file))
+        manifests.update(bundle, lambda current: current.without_graph(graph_file))
         manifests.update(bundle, placing)
     return graph, sites
 
@@ -131,13 +101,7 @@ def _write_weights(
     placed: dict[str, ir.ExternalTensor] = {}
 
     def put(name: str, array: npt.NDArray[np.generic]) -> None:
-        file.write(bytes(-file.bytes % ALIGNMENT))
-        start = file.bytes
-        file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
-        placed[name] = ir.ExternalTensor(
-            data_file.name, start, file.bytes - start, ir.DataType.from_numpy(array.dtype),
-            shape=ir.Shape(array.shape), name=name, base_dir=str(data_file.parent),
-        )  # fmt: skip
+        placed[name] = external(name, append(file, array), data_file)
         # Factors are no step: how many there will be, nobody knows.
         progress(len(form.stored.keys() & placed.keys()), len(form.stored) + 1, name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,12 @@ ALIGNMENT = 4096  # a page, so that a runtime can map each tensor as it lies
 
 @dataclass(frozen=True)
 class Place:
-    """Where a float32 tensor lies in the weights file: first byte, bytes, shape."""
+    """Where a tensor lies in the weights file: first byte, bytes, shape, element type."""
 
     offset: int
     length: int
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,12 +58,17 @@ def write_fp32_weights(
     total = sum(len(_part_names(name)) for name in expected) + 2 * (spec.has_global + spec.has_local)
     with HashedFile(path) as file:
         for name, array in _all_tensors(spec, weights):
-            file.write(bytes(-file.bytes % ALIGNMENT))
-            start = file.bytes
-            file.write(np.ascontiguousarray(array, dtype="<f4").data.cast("B"))
-            placed[name] = Place(start, file.bytes - start, array.shape)
+            placed[name] = append(file, np.asarray(array, dtype="<f4"))
             progress(len(placed), total, name)
         return placed, WeightsFile(f"{path.parent.name}/{path.name}", file.bytes, file.sha256())
+
+
+def append(file: HashedFile, array: npt.NDArray[Any]) -> Place:
+    """Write a tensor of one axis or more behind what is there, little endian as it is, aligned."""
+    file.write(bytes(-file.bytes % ALIGNMENT))
+    start = file.bytes
+    file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
+    return Place(start, file.bytes - start, array.shape, array.dtype)
 
 
 def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, FloatArray]]:
