@@ -131,9 +131,9 @@ class HalfWeights:
         if layer:
             self._norm(norm)
         enter = self._enter(f"{path}.in", bounds.after_norm(*self._norm_of(norm)))
-        turn = self._turn(layer, norm)
-        for name, taken in (("Wq", turn), ("Wk", -turn)):
-            bound = self._normed_product(f"{path}.{name}", norm)
+        products = [self._normed_product(f"{path}.{name}", norm) for name in ("Wq", "Wk")]
+        turn = self._turn(layer, norm, products)
+        for name, bound, taken in zip(("Wq", "Wk"), products, (turn, -turn), strict=True):
             self._product(f"{path}.{name}", bound, enter, further=taken)
         bound = self._normed_product(f"{path}.Wv", norm)
         matrix = np.ldexp(self._tensors[f"{path}.Wv.weight"], enter[:, None])
@@ -142,15 +142,18 @@ class HalfWeights:
         self._bias(f"{path}.Wv", shift)
         self._leave(f"{path}.Wo", bound, shift)
 
-    def _turn(self, layer: int, norm: str) -> IntArray:
-        """What a head's queries give up and its keys take on before they meet, [hidden]: their products stay."""
+    def _turn(self, layer: int, norm: str, products: list[FloatArray]) -> IntArray:
+        """What a head's queries give up and its keys take on before they meet, [hidden]: their products stay.
+
+        Args:
+            layer: its number.
+            norm: what queries and keys are made of has left it.
+            products: bounds of queries and keys as they leave their matrices.
+        """
         path, spec = f"layers.{layer}.attn", self._spec
         rope = spec.global_rope if spec.layer_is_global[layer] else spec.local_rope
         factor = float(rope_tables(rope, spec.head_dim, 1)[0].max())  # at position 0: the factor of all of them
-        q, k = (
-            bounds.rotated(self._normed_product(f"{path}.{name}", norm), spec.num_heads, factor)
-            for name in ("Wq", "Wk")
-        )
+        q, k = (bounds.rotated(bound, spec.num_heads, factor) for bound in products)
         turn = np.zeros(spec.num_heads, np.int32)
         moved = (np.maximum(q, k) > LIMIT) | (np.minimum(q, k) < LEAST_BOUND)
         moved &= (q > 0) & (k > 0) & self._limited
@@ -296,7 +299,7 @@ class HalfWeights:
             return shifted
         with np.errstate(over="ignore"):
             half = shifted.astype(self._dtype)
-        if not np.isfinite(half.astype(np.float32)).all():
+        if not np.isfinite(half).all():
             raise PrecisionError(f"weights of {path} are beyond FP16; take --precision bf16, on a GPU that has it")
         return half
 

@@ -78,16 +78,7 @@ class OnnxRuntimeBackend:
         positions: IntArray | None = None,
         wanted: Sequence[str] | None = None,
     ) -> dict[str, FloatArray]:
-        """One forward pass.
-
-        Args:
-            input_ids: [batch, sequence].
-            attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
-            positions: [selected], of the tokens whose outputs are wanted: row * sequence + place.
-            wanted: names of the outputs; None for all.
-
-        Returns:
-            The outputs by name, float32.
+        """One forward pass, as :meth:`mbexport.runtime.backends.interface.Backend.run` says.
 
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.

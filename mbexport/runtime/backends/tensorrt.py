@@ -94,19 +94,10 @@ class TensorRTBackend:
         positions: IntArray | None = None,
         wanted: Sequence[str] | None = None,
     ) -> dict[str, FloatArray]:
-        """One forward pass.
+        """One forward pass, as :meth:`mbexport.runtime.backends.interface.Backend.run` says.
 
         A batch smaller than a profile's smallest is filled up; what is filled in is not in the outputs.
-
-        Args:
-            input_ids: [batch, sequence].
-            attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
-            positions: [selected], of the tokens whose outputs are wanted: row * sequence + place. Only
-                their rows are copied from the GPU.
-            wanted: names of the outputs to copy from the GPU; None for all.
-
-        Returns:
-            The outputs by name, float32; with positions those of tokens are [selected, ...].
+        Only outputs that are wanted are copied from the GPU, and of tokens only the rows at ``positions``.
 
         Raises:
             BackendError: no profile takes the batch, memory is full, or CUDA failed.
