@@ -130,7 +130,7 @@ def read_engine(bundle: Path, engine: Engine) -> bytes:
     """The bytes of an engine, checked against the manifest.
 
     An engine is native code to TensorRT, so none is loaded whose size or SHA-256 is another than the
-    manifest's; of 300 MB that takes about 0.3 s. What was hashed is what is returned: the file
+    manifest's. What was hashed is what is returned: the file
     is not read again.
 
     Raises:

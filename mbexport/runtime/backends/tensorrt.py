@@ -43,7 +43,7 @@ class TensorRTBackend:
         device: ``cuda``.
 
     Raises:
-        BundleError: the file is not the one of the manifest; it is read and hashed, 0.3 s for 300 MB.
+        BundleError: the file is not the one of the manifest; it is read and hashed whole.
         MissingExtraError: TensorRT or cuda-bindings is not installed.
         BackendError: TensorRT does not load or refuses the engine, the GPU's memory is full, or CUDA failed.
     """
