@@ -8,16 +8,19 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.products import Products
 
 
 class Dialect(Protocol):
     """Attention, as one runtime computes it best.
 
     One object serves one graph: it is given the mask first and keeps what layers share.
-    ``opset`` is the version of the standard operators that it uses.
+    ``opset`` is the version of the standard operators that it uses, ``products`` its way with
+    products of the encoder's layers.
     """
 
     opset: ClassVar[int]
+    products: ClassVar[type[Products]]
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         """Build what all layers share.

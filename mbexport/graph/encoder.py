@@ -12,9 +12,11 @@ from mbexport.graph.dialect import Dialect
 from mbexport.graph.engine import EngineDialect
 from mbexport.graph.fused import FusedDialect
 from mbexport.graph.heads import add_head, add_selecting_head
-from mbexport.graph.layers import embed, layer_norm, linear, scaled
+from mbexport.graph.layers import embed, layer_norm
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
+from mbexport.graph.products import Products, ProductsOf
+from mbexport.graph.sites import attention_input, attention_output
 
 DIALECTS: dict[str, type[Dialect]] = {
     "portable": PortableDialect,
@@ -30,6 +32,7 @@ def build_graph(
     producer_version: str,
     *,
     selects_tokens: bool = False,
+    products: ProductsOf | None = None,
 ) -> ir.Model:
     """Author the graph of a ModernBERT.
 
@@ -44,6 +47,7 @@ def build_graph(
         dialect: a key of DIALECTS.
         producer_version: written into the model.
         selects_tokens: outputs of chosen tokens only, whose places are a third input.
+        products: how the encoder's products are computed; None for the dialect's own way.
 
     Raises:
         GraphError: a weight is missing or left over.
@@ -53,7 +57,7 @@ def build_graph(
     attention_mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
     real = b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL)
     blocks = DIALECTS[dialect](b, spec, real)
-    hidden = encode(b, spec, blocks, input_ids)
+    hidden = encode(b, spec, blocks, (products or blocks.products)(b), input_ids)
     if selects_tokens:
         add_selecting_head(b, spec, hidden)
     else:
@@ -61,7 +65,7 @@ def build_graph(
     return b.build("modernbert", producer_version, DIALECTS[dialect].opset)
 
 
-def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, input_ids: ir.Value) -> ir.Value:
+def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, products: Products, input_ids: ir.Value) -> ir.Value:
     """input_ids [batch, sequence] -> last hidden state [batch, sequence, hidden].
 
     Pre-norm: each block reads the norm of the residual stream and adds to the stream.
@@ -74,12 +78,13 @@ def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, input_ids: ir.Val
             # The first layer's attention has no norm of its own: the embeddings' norm serves it.
             normed = layer_norm(b, hidden, f"{path}.attn_norm", spec.norm_eps) if number else hidden
             with b.scope("attn"):
-                normed = scaled(b, normed, f"{path}.attn.in")
-                q, k, v = (linear(b, normed, f"{path}.attn.{name}") for name in ("Wq", "Wk", "Wv"))
-                attended = linear(b, dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.Wo")
-            hidden = b.op("Add", hidden, attended, name="attn_residual")
+                entered, site = products.enter(normed, attention_input(path)), attention_output(path)
+                q, k, v = (products.linear(entered, matrix) for matrix in attention_input(path).matrices)
+                attended = products.enter(dialect.attention(q, k, v, is_global=is_global), site)
+                update = products.linear(attended, *site.matrices)
+            hidden = b.op("Add", hidden, update, name="attn_residual")
             normed = layer_norm(b, hidden, f"{path}.mlp_norm", spec.norm_eps)
             with b.scope("mlp"):
-                update = gated_mlp(b, scaled(b, normed, f"{path}.mlp.in"), f"{path}.mlp", spec.activation)
+                update = gated_mlp(b, products, normed, path, spec.activation)
             hidden = b.op("Add", hidden, update, name="mlp_residual")
     return layer_norm(b, hidden, "final_norm", spec.norm_eps)

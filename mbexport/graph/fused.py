@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
+from mbexport.graph.products import IntegerProducts, Products
 from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind, mask_bias
 
 # What the mask channel of a padded key holds. Every score against it is this times the
@@ -29,6 +30,7 @@ class FusedDialect:
     """
 
     opset: ClassVar[int] = 23  # the first with Attention; ONNX Runtime 1.23 reads it
+    products: ClassVar[type[Products]] = IntegerProducts
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b

@@ -5,12 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mbexport.graph.builder import GraphBuilder
-from mbexport.graph.layers import activation, linear, scaled
+from mbexport.graph.layers import activation
+from mbexport.graph.products import Products
+from mbexport.graph.sites import mlp_gated, mlp_input
 
 
-def gated_mlp(b: GraphBuilder, x: ir.Value, path: str, act: str) -> ir.Value:
-    """x [batch, sequence, hidden] -> [batch, sequence, hidden]."""
-    activated = activation(b, linear(b, x, f"{path}.Wi_input"), act)  # [batch, sequence, inner]
-    gate = linear(b, x, f"{path}.Wi_gate")
-    gated = scaled(b, b.op("Mul", activated, gate, name="gated"), f"{path}.gated")
-    return linear(b, gated, f"{path}.Wo")
+def gated_mlp(b: GraphBuilder, products: Products, x: ir.Value, layer: str, act: str) -> ir.Value:
+    """x [batch, sequence, hidden] -> [batch, sequence, hidden]; ``layer`` is ``layers.N``."""
+    entered = products.enter(x, mlp_input(layer))
+    input_matrix, gate_matrix = mlp_input(layer).matrices
+    activated = activation(b, products.linear(entered, input_matrix), act)  # [batch, sequence, inner]
+    gated = b.op("Mul", activated, products.linear(entered, gate_matrix), name="gated")
+    return products.linear(products.enter(gated, mlp_gated(layer)), *mlp_gated(layer).matrices)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.products import Products
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
 from mbexport.graph.windows import BlockSizes, build_windows, find_blind, mask_bias
 
@@ -19,6 +20,7 @@ class PortableDialect:
     """See :class:`mbexport.graph.dialect.Dialect`."""
 
     opset: ClassVar[int] = 20  # the first with Gelu; ONNX Runtime 1.18, OpenVINO 2024 and TensorRT 10 read it
+    products: ClassVar[type[Products]] = Products
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b

@@ -1,0 +1,114 @@
+"""Products of the encoder's values with its matrices, in floating point or in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from mbexport.graph.builder import MICROSOFT, GraphBuilder
+from mbexport.graph.layers import linear, scaled
+from mbexport.graph.sites import Site
+
+SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What the products of a site read: the value itself, or its codes and what they stand for.
+
+    Attributes:
+        value: float32, or uint8 codes; [batch, sequence, in].
+        step: float32 scalar, what a code counts; None where ``value`` is no codes.
+        rows: float32 [batch, sequence, 1], a further factor for each token; None for none.
+    """
+
+    value: ir.Value
+    step: ir.Value | None = None
+    rows: ir.Value | None = None
+
+
+class Products:
+    """Products in the element types of the matrices: float32, float16 or bfloat16."""
+
+    def __init__(self, b: GraphBuilder) -> None:
+        self._b = b
+
+    def enter(self, x: ir.Value, site: Site) -> Entered:
+        """What all products of a site read; x float32 [batch, sequence, in]."""
+        return Entered(scaled(self._b, x, site.name))
+
+    def linear(self, x: Entered, path: str) -> ir.Value:
+        """``x @ weight (+ bias)``, float32 [batch, sequence, out]; ``path`` is one of the site's matrices."""
+        return linear(self._b, x.value, path)
+
+
+class IntegerProducts(Products):
+    """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared.
+
+    A site has one range for all tokens where a tensor ``SITE.step`` says what a code counts; elsewhere
+    each token has its own, its largest magnitude. Neither depends on the other texts of a batch, as ONNX
+    Runtime's own dynamic quantization does. The zero point stands in the middle of the codes.
+
+    Args:
+        b: the graph.
+        activation_bits: 8; or 7 for CPUs that add pairs of uint8 x int8 products in 16 bits, which
+            saturate beyond 2 * 127 * 127.
+    """
+
+    def __init__(self, b: GraphBuilder, activation_bits: int = 8) -> None:
+        super().__init__(b)
+        self._levels = most_code(activation_bits)
+
+    def enter(self, x: ir.Value, site: Site) -> Entered:
+        """See :meth:`Products.enter`."""
+        b = self._b
+        entered = super().enter(x, site)
+        if not b.has_weight(f"{site.matrices[0]}.weight_scale"):
+            return entered
+        name, zero = site.name.rpartition(".")[-1], b.constant("code_of_zero", np.uint8(self._levels + 1))
+        if b.has_weight(f"{site.name}.step"):
+            step = b.weight(f"{site.name}.step")
+            return Entered(b.op("QuantizeLinear", entered.value, step, zero, name=f"{name}_codes"), step)
+        step = b.constant("step_of_rows", np.float32(1 / self._levels))
+        sizes = b.op("Abs", entered.value, name=f"{name}_sizes")
+        largest = b.op("ReduceMax", sizes, b.ints(-1), name=f"{name}_largest", keepdims=1)
+        largest = b.op("Max", largest, b.constant("smallest_row", SMALLEST), name=f"{name}_rows")
+        within = b.op("Div", entered.value, largest, name=f"{name}_within")  # [-1, 1]
+        return Entered(b.op("QuantizeLinear", within, step, zero, name=f"{name}_codes"), step, largest)
+
+    def linear(self, x: Entered, path: str) -> ir.Value:
+        """See :meth:`Products.linear`."""
+        if x.step is None:
+            return super().linear(x, path)
+        b, name = self._b, path.rpartition(".")[-1]
+        codes, scale = b.weight(f"{path}.weight"), b.weight(f"{path}.weight_scale")
+        zero = b.constant("code_of_zero", np.uint8(self._levels + 1))
+        y = b.op("MatMulIntegerToFloat", x.value, codes, x.step, scale, zero, name=name, domain=MICROSOFT)
+        if x.rows is not None:
+            y = b.op("Mul", y, x.rows, name=f"{name}_by_row")
+        return b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias") if b.has_weight(f"{path}.bias") else y
+
+
+def most_code(activation_bits: int) -> int:
+    """The code that the largest magnitude gets, counted from that of zero: 127 of 8 bits, 63 of 7."""
+    return int(2 ** (activation_bits - 1) - 1)
+
+
+ProductsOf = Callable[[GraphBuilder], Products]
+
+
+class ObservedProducts(Products):
+    """As they are, with an output of the graph for what enters each site, named as the site is."""
+
+    def enter(self, x: ir.Value, site: Site) -> Entered:
+        """See :meth:`Products.enter`."""
+        entered = super().enter(x, site)
+        b = self._b
+        seen = b.op("Identity", entered.value, name=f"{site.name.rpartition('.')[-1]}_seen")
+        width = b.weight(f"{site.matrices[0]}.weight").shape
+        assert width is not None
+        b.output(seen, site.name, ir.DataType.FLOAT, ["batch", "sequence", int(width[0])])
+        return entered
