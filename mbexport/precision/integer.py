@@ -13,6 +13,7 @@ from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import InputError
 from mbexport.graph.layers import EMBEDDING_SCALES
 from mbexport.graph.products import most_code
+from mbexport.graph.rope import split_tables
 from mbexport.graph.sites import Site, encoder_sites
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.codes import to_codes
@@ -64,9 +65,15 @@ def integer_tensors(
         calibration: smoothing and ranges.
         keep: parts that stay float32, as :func:`quantized_sites` takes them.
     """
+    for kind, used in (("global", spec.has_global), ("local", spec.has_local)):
+        if used:
+            parts = split_tables(tensors[f"rope.{kind}.cos"], tensors[f"rope.{kind}.sin"])
+            yield from ((f"rope.{kind}.{name}", part) for name, part in parts.items())
     result = smoothed(spec, tensors, calibration, keep)
     coded = {f"{matrix}.weight" for site in quantized_sites(spec, keep) for matrix in site.matrices}
     for name in result:
+        if name.startswith("rope."):
+            continue
         if name in coded:
             codes, scale = to_codes(result[name])
             yield name, codes

@@ -1,4 +1,4 @@
-"""Graphs that are tried before they are written: from memory, with the weights where they lie."""
+"""Graphs that are in memory, with their weights where they lie."""
 
 from __future__ import annotations
 
