@@ -19,7 +19,7 @@ from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.start import NOT_ON_CPU
+from mbexport.runtime.graphs import NOT_ON_CPU
 from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Text
 
