@@ -16,8 +16,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from mbexport import export_onnx
+from mbexport.cli import main
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
 from mbexport.manifest import Graph, Manifest, Source
@@ -221,3 +223,32 @@ def test_a_runtime_without_the_operator_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(saturation, "MODEL", base64.b64encode(zlib.compress(b"no model")).decode())
     with pytest.raises(BackendError, match="cannot multiply in INT8"):
         products_saturate()
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_predict_takes_a_precision(bundle: Path) -> None:
+    add_int8(bundle, NARROW, "failed", bits=7)
+    plain, named = (run("predict", bundle, *option, *TEXTS) for option in ((), ("--precision", "int8")))
+    assert plain.exit_code == named.exit_code == 0
+    assert plain.stdout != named.stdout
+    assert plain.stderr == ""
+    (line,) = named.stderr.splitlines()
+    assert line.startswith("note: ")
+    assert "its quality gate failed" in line
+    refused = run("predict", bundle, "--precision", "bf16", "text")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "holds no bf16 graph; it has fp32, int8" in refused.stderr
+
+
+def test_inspect_shows_bits_and_gate(bundle: Path) -> None:
+    add_int8(bundle, NARROW, "passed", bits=7)
+    add_int8(bundle, WIDE, "failed")
+    add_entry(bundle, "fp8")
+    shown = run("inspect", bundle).stdout
+    assert "onnx/model_int8_reduced.onnx: int8, gate passed, 7-bit activations, onnxruntime, opset 23" in shown
+    assert "onnx/model_int8.onnx: int8, gate FAILED, 8-bit activations, onnxruntime" in shown
+    assert "onnx/model_fp8_trt.onnx: fp8, quality not measured, tensorrt, opset 23" in shown
+    assert "onnx/model_ort.onnx: fp32, onnxruntime, opset 23" in shown
