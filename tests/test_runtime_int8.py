@@ -18,7 +18,8 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from mbexport import export_onnx
+from mbexport import export_onnx, validate
+from mbexport import manifest as manifests
 from mbexport.cli import main
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
@@ -252,3 +253,14 @@ def test_inspect_shows_bits_and_gate(bundle: Path) -> None:
     assert "onnx/model_int8.onnx: int8, gate FAILED, 8-bit activations, onnxruntime" in shown
     assert "onnx/model_fp8_trt.onnx: fp8, quality not measured, tensorrt, opset 23" in shown
     assert "onnx/model_ort.onnx: fp32, onnxruntime, opset 23" in shown
+
+
+def test_validate_leaves_to_the_gate_what_is_held_to_its_limits(bundle: Path) -> None:
+    add_int8(bundle, WIDE)
+    for gated in ("int8", "fp8"):
+        add_entry(bundle, gated)
+    report = validate(bundle, checkpoint=EXAMPLE, max_length=20)
+    assert [graph.file for graph in report.graphs] == ["onnx/model.onnx", "onnx/model_ort.onnx"]
+    assert set(report.skipped) == {"onnx/model_int8.onnx", "onnx/model_int8_trt.onnx", "onnx/model_fp8_trt.onnx"}
+    assert report.skipped["onnx/model_fp8_trt.onnx"].startswith("fp8 is held to limits of its own by mbexport int8")
+    assert [graph.gate for graph in manifests.read(bundle).graphs if graph.precision == "fp32"] == [None, None]
