@@ -6,6 +6,7 @@ DEFAULT_BUNDLE = "mbexport-out"
 DEFAULT_MAX_LENGTH = 2048  # tokens of the longest input that validate compares on
 REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")  # PyTorch's attention implementations
 DEVICES = ("auto", "cpu", "cuda")  # that the runtime loads a bundle on
+RUNTIME_PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "fp8")  # that it loads a bundle in
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 BUILDER_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # that build, and run what was built
 BUILDERS = ("auto", *BUILDER_MODULES)
