@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
-from mbexport.graph.layers import linear, scaled
+from mbexport.graph.layers import embed, linear, scaled
 from mbexport.graph.sites import Site
 
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
@@ -43,6 +43,10 @@ class Products:
     def linear(self, x: Entered, path: str) -> ir.Value:
         """``x @ weight (+ bias)``, float32 [batch, sequence, out]; ``path`` is one of the site's matrices."""
         return linear(self._b, x.value, path)
+
+    def embed(self, input_ids: ir.Value) -> ir.Value:
+        """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
+        return embed(self._b, input_ids)
 
 
 class IntegerProducts(Products):
@@ -110,5 +114,5 @@ class ObservedProducts(Products):
         seen = b.op("Identity", entered.value, name=f"{site.name.rpartition('.')[-1]}_seen")
         width = b.weight(f"{site.matrices[0]}.weight").shape
         assert width is not None
-        b.output(seen, site.name, ir.DataType.FLOAT, ["batch", "sequence", int(width[0])])
+        b.output(seen, site.name, ir.DataType.FLOAT, ["batch", "sequence", width.numpy()[0]])
         return entered
