@@ -97,9 +97,8 @@ def trt(  # noqa: PLR0913 (one parameter an option)
             bundle, gpu=gpus, precision=precision, builder=builder, profiles=profiles or None,
             workspace=workspace, keep_fp32=keep_fp32, progress=progress,
         )  # fmt: skip
-    for report in reports:
-        for message in report.warnings:
-            note(message, quiet=quiet, kind="warning")
+    for message in dict.fromkeys(message for report in reports for message in report.warnings):
+        note(message, quiet=quiet, kind="warning")
     if as_json:
         click.echo(to_json([report.to_dict() for report in reports]))
     else:

@@ -48,7 +48,8 @@ class Graph:
 
     ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted;
     ``keep_fp32``: parts of a half-precision graph whose products are float32, sorted; ``unheld``:
-    layers whose attention scores FP16 does not surely hold.
+    layers whose attention scores FP16 does not surely hold; ``gate``: of a quantized graph, ``passed`` or
+    ``failed``, what its quality was found to be; ``activation_bits``: of its activations.
     """
 
     file: str
@@ -59,6 +60,8 @@ class Graph:
     selects_tokens: bool = False
     keep_fp32: tuple[str, ...] = ()
     unheld: tuple[str, ...] = ()
+    gate: str | None = None
+    activation_bits: int | None = None
 
     @property
     def fused(self) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
@@ -70,6 +71,7 @@ class QuantizedWeights(HalfWeights):
         self._kind, self._to_codes = _KINDS[precision], to_codes if precision == "int8" else to_fp8
         self._type = ir.DataType.INT8 if precision == "int8" else ir.DataType.FLOAT8E4M3FN
         self._kept = tuple(keep)
+        self._codes: dict[str, tuple[npt.NDArray[Any], FloatArray]] = {}
         self._site_of: dict[str, str] = {}  # of each matrix that becomes codes
         self._step: dict[str, np.float32] = {}  # of each of their sites
         for site in encoder_sites(spec):
@@ -115,7 +117,8 @@ class QuantizedWeights(HalfWeights):
         site = self._site_of[path]
         if path.endswith(".Wo"):  # what is taken out of its inputs, all of them alike, is in what their codes count
             self._put(f"{site}.step", np.ldexp(self._step[site], -int(enter.max())))
-        codes, scale = self._to_codes(self._tensors[f"{path}.weight"])
+        codes, scale = self._codes_of(path)
+        del self._codes[path]
         self._put(f"{path}.weight", codes)
         counts = scale * self._step[site] / np.float32(sum_unit(self._type, len(codes)))
         self._put(f"{path}.scale", np.ldexp(counts, -further))
@@ -170,8 +173,14 @@ class QuantizedWeights(HalfWeights):
         norms: FloatArray = exact * (1 + self._kind.relative) + added
         return norms
 
+    def _codes_of(self, path: str) -> tuple[npt.NDArray[Any], FloatArray]:
+        """A matrix's codes and scales, kept until they are put."""
+        if path not in self._codes:
+            self._codes[path] = self._to_codes(self._tensors[f"{path}.weight"])
+        return self._codes[path]
+
     def _decoded(self, path: str) -> FloatArray:
-        codes, scale = self._to_codes(self._tensors[f"{path}.weight"])
+        codes, scale = self._codes_of(path)
         return codes.astype(np.float32) * scale
 
 
