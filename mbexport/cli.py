@@ -14,8 +14,19 @@ import click
 from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, noted_warnings, progress_bar
 from mbexport.errors import BundleError, InputError
 from mbexport.files import to_json
-from mbexport.options import BUILDERS, DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, DEVICES, ENGINE_PRECISIONS, REFERENCES
-from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text
+from mbexport.options import (
+    BUILDERS,
+    DEFAULT_BUNDLE,
+    DEFAULT_MAX_LENGTH,
+    DEVICES,
+    ENGINE_PRECISIONS,
+    INT8_MAX_LENGTH,
+    MAX_F1_DROP,
+    MIN_AGREEMENT,
+    MIN_SIMILARITY,
+    REFERENCES,
+)
+from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text, quality_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
@@ -58,6 +69,59 @@ def onnx(checkpoint: Path, bundle: Path, base: Path | None, force: bool, quiet: 
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option(
+    "--calibration", type=DIRECTORY, required=True,
+    help="Texts of the kind that the model will read (.txt, .jsonl, .json or .csv); a few hundred are enough.",
+)  # fmt: skip
+@click.option(
+    "--held-out", type=DIRECTORY,
+    help="Texts to judge by, perhaps with labels; default: half of those of --calibration, which then calibrate not.",
+)  # fmt: skip
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 100), default=MIN_AGREEMENT, show_default=True,
+    help="Percent of predictions that must be those of the FP32 graph.",
+)  # fmt: skip
+@click.option(
+    "--max-f1-drop", type=click.FloatRange(0, 100), default=MAX_F1_DROP, show_default=True,
+    help="Points of macro-F1 that may be lost, where texts have labels.",
+)  # fmt: skip
+@click.option(
+    "--min-similarity", type=click.FloatRange(0, 1), default=MIN_SIMILARITY, show_default=True,
+    help="Least mean cosine of embeddings, or correlation of scores.",
+)  # fmt: skip
+@click.option(
+    "--max-length", type=click.IntRange(min=1), default=INT8_MAX_LENGTH, show_default=True,
+    help="Tokens that texts are cut to.",
+)  # fmt: skip
+@click.option(
+    "--keep", multiple=True, metavar="PART",
+    help="A part that stays in FP32: embeddings, layers.N, layers.N.mlp, layers.N.mlp.gated, ... "
+    "May be given several times.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@common_options
+def int8(  # noqa: PLR0913 (one parameter an option)
+    bundle: Path, calibration: Path, held_out: Path | None, min_agreement: float, max_f1_drop: float,
+    min_similarity: float, max_length: int, keep: tuple[str, ...], as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Add calibrated INT8 graphs to BUNDLE; exit code 1 if one of them fails its quality gate."""
+    from mbexport.pipeline import quantize_int8
+    from mbexport.quantize.quality import Limits
+
+    limits = Limits(min_agreement, max_f1_drop, min_similarity)
+    with progress_bar("Quantizing", quiet=quiet) as progress:
+        report = quantize_int8(
+            bundle, calibration=calibration, held_out=held_out, limits=limits, max_length=max_length,
+            keep=keep, progress=progress,
+        )  # fmt: skip
+    for message in report.notes:
+        note(message, quiet=quiet)
+    click.echo(to_json(report.to_dict()) if as_json else quality_text(report))
+    sys.exit(0 if report.passed else FAILED)
 
 
 @main.command()

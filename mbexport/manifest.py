@@ -60,8 +60,8 @@ class Graph:
     selects_tokens: bool = False
     keep_fp32: tuple[str, ...] = ()
     unheld: tuple[str, ...] = ()
-    gate: str | None = None
     activation_bits: int | None = None
+    gate: str | None = None
 
     @property
     def fused(self) -> bool:
@@ -161,13 +161,20 @@ class Manifest:
             self,
             graphs=tuple(graph for graph in self.graphs if graph.file != file),
             weights=tuple(weights for weights in self.weights if weights.file != f"{file}_data"),
-            checks=tuple(check for check in self.checks if check.what != f"parity of {file}"),
+            checks=tuple(
+                check for check in self.checks if check.what not in (f"parity of {file}", f"quality of {file}")
+            ),
         )
 
     def with_graph(self, graph: Graph, *weights: WeightsFile) -> Manifest:
         """A copy in which ``graph``, with the weights files of its own, replaces an earlier one of the same file."""
         others = self.without_graph(graph.file)
         return dataclasses.replace(others, graphs=(*others.graphs, graph), weights=(*others.weights, *weights))
+
+    def with_weights(self, weights: WeightsFile) -> Manifest:
+        """A copy in which ``weights`` replaces an earlier entry of the same file."""
+        others = tuple(old for old in self.weights if old.file != weights.file)
+        return dataclasses.replace(self, weights=(*others, weights))
 
     def with_engine(self, engine: Engine) -> Manifest:
         """A copy in which ``engine`` replaces an earlier one of the same file."""

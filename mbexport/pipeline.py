@@ -1,4 +1,4 @@
-"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> engines -> proof."""
+"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> INT8 -> engines -> proof."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbexport.errors import BundleError
+from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, write_atomically
 from mbexport.manifest import Manifest
 from mbexport.optional import require
-from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH
-from mbexport.texts import Text
+from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, INT8_MAX_LENGTH
+from mbexport.texts import Example, Text, read_examples
 
 if TYPE_CHECKING:
     from mbexport.engines.report import EngineReport
     from mbexport.parity.figures import ParityReport
+    from mbexport.quantize.quality import Limits
+    from mbexport.quantize.report import QuantizationReport
 
 PathLike = str | os.PathLike[str]
 
@@ -110,6 +112,50 @@ def validate(
     return result
 
 
+def quantize_int8(
+    bundle: PathLike = DEFAULT_BUNDLE,
+    *,
+    calibration: PathLike | Sequence[Text | Example],
+    held_out: PathLike | Sequence[Text | Example] | None = None,
+    limits: Limits | None = None,
+    max_length: int = INT8_MAX_LENGTH,
+    keep: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> QuantizationReport:
+    """Give a bundle calibrated INT8 graphs, each behind a quality gate.
+
+    Args:
+        bundle: the bundle; graphs, reports and manifest entries are added to it.
+        calibration: texts, or a file of them; a few hundred of the kind that the model will read.
+        held_out: texts to judge by, or a file of them; None holds out half of the calibration's. With
+            labels, macro-F1 is judged, too.
+        limits: what the graphs are held to against the FP32 graph; None for the usual.
+        max_length: texts are cut to so many tokens.
+        keep: parts that stay in FP32 from the start: ``embeddings``, ``layers.N``, ``layers.N.attn``,
+            ``layers.N.mlp``, or a site such as ``layers.N.mlp.gated``.
+        progress: called as the work goes on.
+
+    Returns:
+        The report; ``passed`` is the verdict over all graphs. A graph that fails is searched for the parts
+        that hurt most; one that fails for all that is in the bundle, marked, and never taken by itself.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot be written.
+        InputError: too few texts, a file that is none, or a part to keep that is none.
+        BackendError: ONNX Runtime failed.
+        MissingExtraError: the extra ``export`` is not installed.
+    """
+    require("onnx_ir", "safetensors", "ml_dtypes")
+    from mbexport.quantize.quality import Limits as Held
+    from mbexport.quantize.run import Options, quantize
+
+    if type(max_length) is not int or max_length < 1:
+        raise InputError(f"max_length is {max_length!r}, expected a whole number from 1")
+    options = Options(limits or Held(), max_length, tuple(keep))
+    judging = None if held_out is None else _examples(held_out)
+    return quantize(Path(bundle), _examples(calibration), judging, options, progress)
+
+
 def build_engine(
     bundle: PathLike = DEFAULT_BUNDLE,
     *,
@@ -151,6 +197,13 @@ def build_engine(
     targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
     options = Options(precision, tuple(keep_fp32), profiles, workspace)
     return build_engines(Path(bundle), targets, options, progress)
+
+
+def _examples(given: PathLike | Sequence[Text | Example]) -> list[Example]:
+    """Texts as they are, or those of a file."""
+    if isinstance(given, (str, os.PathLike)):
+        return read_examples(Path(given))
+    return [item if isinstance(item, Example) else Example(item) for item in given]
 
 
 def _path(path: PathLike | None) -> Path | None:

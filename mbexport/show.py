@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.engines.report import EngineReport
     from mbexport.parity.figures import Figures, GraphParity, ParityReport
+    from mbexport.quantize.report import GraphReport, QuantizationReport
 
 # The field of a JSON line that holds an answer which is no object itself.
 ANSWER_FIELD = {"token-classification": "entities", "fill-mask": "masks", "feature-extraction": "embedding"}
@@ -68,6 +69,40 @@ def parity_text(report: ParityReport) -> str:
         lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
     lines += [f"\n{file}: not compared: {reason}" for file, reason in report.skipped.items()]
     return "\n".join(lines)
+
+
+def quality_text(report: QuantizationReport) -> str:
+    """Verdict first, then a row for each graph, then what was wrong."""
+    failed = [graph for graph in report.graphs if not graph.passed]
+    verdict = "FAILED" if failed else "PASSED"
+    kept = [graph for graph in report.graphs if graph.keep]
+    lines = [
+        f"{verdict}: {len(report.graphs)} INT8 graphs against FP32, on {report.held_out_texts} held-out texts",
+        f"calibrated on {report.calibration_texts} other texts, all cut to {report.max_length} tokens",
+        f"weights: {report.weight_bytes / 1e6:.1f} MB, {report.weight_share:.1%} of FP32's",
+        "",
+        table(
+            [("", "gate", "agreement", "macro-F1", "lost", "similarity", "error"), *map(_quality_row, report.graphs)]
+        ),
+    ]
+    lines += [f"\n{graph.file}: {'; '.join(graph.faults)}" for graph in failed]
+    if failed:
+        lines.append("failed graphs are taken only where they are asked for by name: precision='int8'")
+    lines += [f"\n{graph.file} keeps in higher precision: {', '.join(graph.keep)}" for graph in kept]
+    return "\n".join(lines)
+
+
+def _quality_row(graph: GraphReport) -> tuple[str, ...]:
+    quality = graph.quality
+    return (
+        graph.file,
+        "passed" if graph.passed else "FAILED",
+        "-" if quality.agreement is None else f"{quality.agreement:.2f} %",
+        "-" if quality.f1 is None else f"{quality.f1:.2f}",
+        "-" if quality.f1_drop is None else f"{quality.f1_drop:.2f}",
+        "-" if quality.similarity is None else f"{quality.similarity:.5f}",
+        f"{quality.error:.4f}",
+    )
 
 
 def _against_limits(graph: GraphParity) -> str:

@@ -17,7 +17,7 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "precision", "bundle", "engines", "runtime", "parity", "bench")
+STAGES = ("checkpoint", "graph", "precision", "bundle", "engines", "runtime", "parity", "quantize", "bench")
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
@@ -26,6 +26,7 @@ ALLOWED = {
     "engines": {"checkpoint", "graph", "precision", "bundle"},
     "runtime": set(),
     "parity": {"checkpoint", "runtime"},
+    "quantize": {"checkpoint", "graph", "precision", "bundle", "runtime", "parity"},
     "bench": {"runtime"},
 }
 

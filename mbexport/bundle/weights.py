@@ -63,9 +63,9 @@ def write_fp32_weights(
         return placed, WeightsFile(f"{path.parent.name}/{path.name}", file.bytes, file.sha256())
 
 
-def append(file: HashedFile, array: npt.NDArray[Any]) -> Place:
+def append(file: HashedFile, array: npt.NDArray[Any], alignment: int = ALIGNMENT) -> Place:
     """Write a tensor of one axis or more behind what is there, little endian as it is, aligned."""
-    file.write(bytes(-file.bytes % ALIGNMENT))
+    file.write(bytes(-file.bytes % alignment))
     start = file.bytes
     file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
     return Place(start, file.bytes - start, array.shape, array.dtype)

@@ -57,11 +57,12 @@ def build_graph(
     attention_mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
     real = b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL)
     blocks = DIALECTS[dialect](b, spec, real)
-    hidden = encode(b, spec, blocks, (products or blocks.products)(b), input_ids)
+    computed = (products or blocks.products)(b)
+    hidden = encode(b, spec, blocks, computed, input_ids)
     if selects_tokens:
-        add_selecting_head(b, spec, hidden)
+        add_selecting_head(b, spec, computed, hidden)
     else:
-        add_head(b, spec, hidden, real)
+        add_head(b, spec, computed, hidden, real)
     return b.build("modernbert", producer_version, DIALECTS[dialect].opset)
 
 

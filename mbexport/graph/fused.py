@@ -10,6 +10,7 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
 from mbexport.graph.products import IntegerProducts, Products
+from mbexport.graph.rotation import cosines_and_sines
 from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind, mask_bias
 
 # What the mask channel of a padded key holds. Every score against it is this times the
@@ -36,14 +37,17 @@ class FusedDialect:
         self._b = b
         self._spec = spec
         self._first_position = b.ints(0)  # one number: positions count up from it
+        self._rope: dict[bool, tuple[ir.Value, ir.Value]] = {}  # by is_global
         if spec.has_local:
             with b.scope("local_attention"):
+                self._rope[False] = cosines_and_sines(b, "local", attention_mask)
                 self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
                 self._several = b.op("Squeeze", self._windows.several, b.ints(0), name="several")
                 blind = self._blind = find_blind(b, self._windows, attention_mask, spec)
                 self._any_blind = None if blind is None else any_false(b, blind.sees, "any_blind")
         if spec.has_global:
             with b.scope("global_attention"):
+                self._rope[True] = cosines_and_sines(b, "global", attention_mask)
                 self._build_conditions(attention_mask)
                 self._build_global_bias(attention_mask)
                 self._build_mask_channels(attention_mask)
@@ -111,8 +115,7 @@ class FusedDialect:
         return b.choose(self._several, by_blocks, lambda: self._attend(q, k, v, windows.bias), name="out")
 
     def _rotate(self, x: ir.Value, name: str, is_global: bool) -> ir.Value:
-        kind = "global" if is_global else "local"
-        cos, sin = self._b.weight(f"rope.{kind}.cos"), self._b.weight(f"rope.{kind}.sin")
+        cos, sin = self._rope[is_global]
         return self._b.op("RotaryEmbedding", x, self._first_position, cos, sin, name=f"{name}_rope", domain=MICROSOFT)
 
     def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value) -> ir.Value:

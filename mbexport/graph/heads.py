@@ -6,22 +6,23 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.head_config import HeadSpec
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import Dim, GraphBuilder, element_type
-from mbexport.graph.layers import EMBEDDING_SCALES, activation, exact_linear, layer_norm, linear, product, scaled
+from mbexport.graph.layers import activation, exact_linear, layer_norm, linear, scaled
 from mbexport.graph.pooling import pool
+from mbexport.graph.products import Products
 from mbexport.graph.sentence import add_sentence_outputs
 
 TOKENS: list[Dim] = ["batch", "sequence"]
 MOST_EXACT = 64  # outputs of a last layer that is float32 in a half-precision graph
 
 
-def add_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value, attention_mask: ir.Value) -> None:
+def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Value, attention_mask: ir.Value) -> None:
     """Declare the outputs of the model's task.
 
     Args:
         b: the graph.
         spec: the model; its head decides.
+        products: how products with the embedding matrix are computed.
         hidden: [batch, sequence, hidden].
         attention_mask: bool [batch, sequence].
     """
@@ -31,21 +32,21 @@ def add_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value, attention_mask:
     elif head is None:
         b.output(hidden, "last_hidden_state", ir.DataType.FLOAT, [*TOKENS, spec.hidden_size])
     elif head.task == "question-answering":
-        logits = _predict(b, spec, head, hidden)  # [batch, sequence, 2]
+        logits = _predict(b, spec, products, head, hidden)  # [batch, sequence, 2]
         parts = b.multi("Split", logits, outputs=2, name="start_and_end", axis=-1, num_outputs=2)
         for part, name in zip(parts, ("start_logits", "end_logits"), strict=True):
             b.output(b.op("Squeeze", part, b.ints(2), name=name), name, ir.DataType.FLOAT, TOKENS)
     elif head.pooling is None:
-        b.output(_predict(b, spec, head, hidden), "logits", ir.DataType.FLOAT, [*TOKENS, head.outputs])
+        b.output(_predict(b, spec, products, head, hidden), "logits", ir.DataType.FLOAT, [*TOKENS, head.outputs])
     else:
         with b.scope("head"):
             # Classifiers take the first position, be it padding or not; choices the first real token.
             first = "cls" if head.task == "multiple-choice" else "first_position"
             pooled = pool(b, hidden, attention_mask, first if head.pooling == "cls" else head.pooling)
-        b.output(_predict(b, spec, head, pooled), "logits", ir.DataType.FLOAT, ["batch", head.outputs])
+        b.output(_predict(b, spec, products, head, pooled), "logits", ir.DataType.FLOAT, ["batch", head.outputs])
 
 
-def add_selecting_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value) -> None:
+def add_selecting_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Value) -> None:
     """Outputs of chosen tokens only: a vocabulary of logits is more work than several layers.
 
     Declares one more input, ``positions``, int64 [selected]: places of tokens in the batch laid
@@ -56,7 +57,7 @@ def add_selecting_head(b: GraphBuilder, spec: ModelSpec, hidden: ir.Value) -> No
         raise ValueError("a bare encoder has no outputs to select")
     tokens = b.op("Reshape", hidden, b.ints(-1, spec.hidden_size), name="all_tokens")
     selected = b.op("Gather", tokens, positions, name="selected_tokens", axis=0)
-    logits = _predict(b, spec, spec.head, selected)
+    logits = _predict(b, spec, products, spec.head, selected)
     b.output(logits, "logits", ir.DataType.FLOAT, ["selected", spec.head.outputs])
 
 
@@ -65,31 +66,22 @@ def is_exact(head: HeadSpec) -> bool:
     return not head.tied and head.outputs <= MOST_EXACT
 
 
-def _predict(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) -> ir.Value:
+def _predict(b: GraphBuilder, spec: ModelSpec, products: Products, head: HeadSpec, x: ir.Value) -> ir.Value:
     """x [..., hidden] -> dense -> activation -> norm -> last layer [..., outputs]."""
     with b.scope("head"):
         dense = activation(b, linear(b, scaled(b, x, "head.in"), "head.dense"), head.activation)
         normed = layer_norm(b, dense, "head.norm", spec.norm_eps)
     if head.tied:
         with b.scope(head.last_layer):
-            return _tied_linear(b, spec, head, scaled(b, normed, f"{head.last_layer}.in"))
+            entered = scaled(b, normed, f"{head.last_layer}.in")
+            return _tied_linear(b, products, entered, head.last_layer, spec.hidden_size)
     if element_type(b.weight("head.dense.weight")) != ir.DataType.FLOAT and is_exact(head):
         return exact_linear(b, normed, head.last_layer)
     return linear(b, scaled(b, normed, f"{head.last_layer}.in"), head.last_layer)
 
 
-def _tied_linear(b: GraphBuilder, spec: ModelSpec, head: HeadSpec, x: ir.Value) -> ir.Value:
-    """x @ embeddings^T (+ bias), the embedding matrix read as it is stored, [vocabulary, hidden]."""
-    rows = b.op("Reshape", x, b.ints(-1, spec.hidden_size), name="rows")
-    table = b.weight(EMBEDDINGS)
-    bias = [b.weight(f"{head.last_layer}.bias")] if head.last_bias else []
-    if element_type(table) == ir.DataType.FLOAT:
-        logits = b.op("Gemm", rows, table, *bias, name="tied", transB=1)
-    else:
-        logits = product(b, "Gemm", rows, table, name="tied", transB=1)
-        if b.has_weight(EMBEDDING_SCALES):
-            logits = b.op("Mul", logits, b.weight(EMBEDDING_SCALES), name="tied_scaled")
-        logits = scaled(b, logits, head.last_layer)
-        logits = b.op("Add", logits, *bias, name="tied_bias") if bias else logits
+def _tied_linear(b: GraphBuilder, products: Products, x: ir.Value, last: str, hidden_size: int) -> ir.Value:
+    """x [..., hidden] @ embeddings^T (+ bias) -> [..., vocabulary]."""
+    logits = products.tied(b.op("Reshape", x, b.ints(-1, hidden_size), name="rows"), last)
     leading = b.op("Shape", x, name="leading", start=0, end=-1)
     return b.op("Reshape", logits, b.op("Concat", leading, b.ints(-1), name="shape", axis=0), name="logits")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mbexport.graph.builder import MICROSOFT, GraphBuilder
-from mbexport.graph.layers import embed, linear, scaled
+from mbexport.checkpoint.weights import EMBEDDINGS
+from mbexport.graph.builder import MICROSOFT, GraphBuilder, element_type
+from mbexport.graph.layers import EMBEDDING_SCALES, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
@@ -48,6 +49,21 @@ class Products:
         """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
         return embed(self._b, input_ids)
 
+    def tied(self, rows: ir.Value, last: str) -> ir.Value:
+        """``rows @ embeddings^T (+ bias)``, float32 [n, hidden] -> [n, vocabulary].
+
+        The embedding matrix is read as it is stored, [vocabulary, hidden]; ``last`` is the module.
+        """
+        b, table = self._b, self._b.weight(EMBEDDINGS)
+        bias = [b.weight(f"{last}.bias")] if b.has_weight(f"{last}.bias") else []
+        if element_type(table) == ir.DataType.FLOAT:
+            return b.op("Gemm", rows, table, *bias, name="tied", transB=1)
+        logits = product(b, "Gemm", rows, table, name="tied", transB=1)
+        if b.has_weight(EMBEDDING_SCALES):
+            logits = b.op("Mul", logits, b.weight(EMBEDDING_SCALES), name="tied_scaled")
+        logits = scaled(b, logits, last)
+        return b.op("Add", logits, *bias, name="tied_bias") if bias else logits
+
 
 class IntegerProducts(Products):
     """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared.
@@ -72,16 +88,25 @@ class IntegerProducts(Products):
         entered = super().enter(x, site)
         if not b.has_weight(f"{site.matrices[0]}.weight_scale"):
             return entered
-        name, zero = site.name.rpartition(".")[-1], b.constant("code_of_zero", np.uint8(self._levels + 1))
-        if b.has_weight(f"{site.name}.step"):
-            step = b.weight(f"{site.name}.step")
-            return Entered(b.op("QuantizeLinear", entered.value, step, zero, name=f"{name}_codes"), step)
+        name = site.name.rpartition(".")[-1]
+        if not b.has_weight(f"{site.name}.step"):
+            return self._by_row(entered.value, name)
+        step = b.weight(f"{site.name}.step")
+        return Entered(b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes"), step)
+
+    def _by_row(self, x: ir.Value, name: str) -> Entered:
+        """Each token's numbers by its largest magnitude; x [..., in]."""
+        b = self._b
         step = b.constant("step_of_rows", np.float32(1 / self._levels))
-        sizes = b.op("Abs", entered.value, name=f"{name}_sizes")
+        sizes = b.op("Abs", x, name=f"{name}_sizes")
         largest = b.op("ReduceMax", sizes, b.ints(-1), name=f"{name}_largest", keepdims=1)
         largest = b.op("Max", largest, b.constant("smallest_row", SMALLEST), name=f"{name}_rows")
-        within = b.op("Div", entered.value, largest, name=f"{name}_within")  # [-1, 1]
-        return Entered(b.op("QuantizeLinear", within, step, zero, name=f"{name}_codes"), step, largest)
+        within = b.op("Div", x, largest, name=f"{name}_within")  # [-1, 1]
+        return Entered(b.op("QuantizeLinear", within, step, self._zero(), name=f"{name}_codes"), step, largest)
+
+    def _zero(self) -> ir.Value:
+        """The code of zero, uint8 scalar."""
+        return self._b.constant("code_of_zero", np.uint8(self._levels + 1))
 
     def linear(self, x: Entered, path: str) -> ir.Value:
         """See :meth:`Products.linear`."""
@@ -89,11 +114,21 @@ class IntegerProducts(Products):
             return super().linear(x, path)
         b, name = self._b, path.rpartition(".")[-1]
         codes, scale = b.weight(f"{path}.weight"), b.weight(f"{path}.weight_scale")
-        zero = b.constant("code_of_zero", np.uint8(self._levels + 1))
-        y = b.op("MatMulIntegerToFloat", x.value, codes, x.step, scale, zero, name=name, domain=MICROSOFT)
+        y = b.op("MatMulIntegerToFloat", x.value, codes, x.step, scale, self._zero(), name=name, domain=MICROSOFT)
         if x.rows is not None:
             y = b.op("Mul", y, x.rows, name=f"{name}_by_row")
         return b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias") if b.has_weight(f"{path}.bias") else y
+
+    def tied(self, rows: ir.Value, last: str) -> ir.Value:
+        """See :meth:`Products.tied`."""
+        b, table = self._b, self._b.weight(EMBEDDINGS)
+        if element_type(table) != ir.DataType.INT8:
+            return super().tied(rows, last)
+        x, scales = self._by_row(rows, "tied"), b.weight(EMBEDDING_SCALES)
+        zeros = b.constant("tied_zeros", np.int8(0))
+        y = b.op("QGemm", x.value, x.step, self._zero(), table, scales, zeros, name="tied", domain=MICROSOFT, transB=1)
+        y = b.op("Mul", y, x.rows, name="tied_by_row")
+        return b.op("Add", y, b.weight(f"{last}.bias"), name="tied_bias") if b.has_weight(f"{last}.bias") else y
 
 
 def most_code(activation_bits: int) -> int:
@@ -112,7 +147,5 @@ class ObservedProducts(Products):
         entered = super().enter(x, site)
         b = self._b
         seen = b.op("Identity", entered.value, name=f"{site.name.rpartition('.')[-1]}_seen")
-        width = b.weight(f"{site.matrices[0]}.weight").shape
-        assert width is not None
-        b.output(seen, site.name, ir.DataType.FLOAT, ["batch", "sequence", width.numpy()[0]])
+        b.output(seen, site.name, ir.DataType.FLOAT, ["batch", "sequence", "width"])
         return entered

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mbexport.checkpoint.rope_config import RopeSpec
 
 FloatArray = npt.NDArray[np.float32]
+FINE = 128  # positions of the finer part of a table in two parts
 
 
 def rope_tables(rope: RopeSpec, head_dim: int, positions: int) -> tuple[FloatArray, FloatArray]:
@@ -24,6 +25,25 @@ def rope_tables(rope: RopeSpec, head_dim: int, positions: int) -> tuple[FloatArr
     angles = (np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]).astype(np.float64)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return cos * np.float32(attention_factor), sin * np.float32(attention_factor)
+
+
+def split_tables(cos: FloatArray, sin: FloatArray) -> dict[str, FloatArray]:
+    """A table in two parts, for graphs whose file has to be small: sums of angles give all positions.
+
+    Args:
+        cos: as :func:`rope_tables` gives them, [positions, head_dim / 2].
+        sin: the same.
+
+    Returns:
+        ``fine.cos`` and ``fine.sin``, the first positions with the factor of all, [128, head_dim / 2];
+        ``coarse.cos`` and ``coarse.sin``, every 128th position without it, [positions / 128, 1, head_dim / 2].
+        What is put together is within 1e-3 of the table: float32 rounds an angle at position 8,191 by 5e-4.
+    """
+    factor = cos[0]  # the cosine of 0
+    return {
+        "fine.cos": cos[:FINE], "fine.sin": sin[:FINE],
+        "coarse.cos": (cos[::FINE] / factor)[:, None], "coarse.sin": (sin[::FINE] / factor)[:, None],
+    }  # fmt: skip
 
 
 def _frequencies(rope: RopeSpec, head_dim: int) -> tuple[FloatArray, float]:

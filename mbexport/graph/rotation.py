@@ -5,8 +5,40 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.rope import FINE
 
 Tables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
+
+
+def cosines_and_sines(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Tables of at least the positions of a call, each [positions, head_dim / 2].
+
+    Where tables were prepared in two parts (``mbexport.graph.rope.split_tables``), they are put together
+    for the blocks that the call has: cos(a + b) = cos a cos b - sin a sin b, and so on.
+
+    Args:
+        b: the graph.
+        kind: ``global`` or ``local``.
+        attention_mask: [batch, sequence].
+    """
+    if b.has_weight(f"rope.{kind}.cos"):
+        return b.weight(f"rope.{kind}.cos"), b.weight(f"rope.{kind}.sin")
+    length = b.op("Shape", attention_mask, name="rope_places", start=1, end=2)
+    further = b.op("Add", length, b.ints(FINE - 1), name="rope_further")
+    blocks = b.op("Div", further, b.ints(FINE), name="rope_blocks")
+    fine_cos, fine_sin = (b.weight(f"rope.{kind}.fine.{name}") for name in ("cos", "sin"))
+    coarse_cos, coarse_sin = (
+        b.op("Slice", b.weight(f"rope.{kind}.coarse.{name}"), b.ints(0), blocks, b.ints(0), name=f"rope_{name}s")
+        for name in ("cos", "sin")
+    )  # [blocks, 1, head_dim / 2]
+
+    def times(first: ir.Value, second: ir.Value, name: str) -> ir.Value:
+        return b.op("Mul", first, second, name=name)
+
+    cos = b.op("Sub", times(coarse_cos, fine_cos, "cos_cos"), times(coarse_sin, fine_sin, "sin_sin"), name="cos_sum")
+    sin = b.op("Add", times(coarse_sin, fine_cos, "sin_cos"), times(coarse_cos, fine_sin, "cos_sin"), name="sin_sum")
+    rows = b.op("Concat", b.ints(-1), b.op("Shape", fine_cos, name="rope_shape", start=1), name="rope_rows", axis=0)
+    return b.op("Reshape", cos, rows, name="cos_rows"), b.op("Reshape", sin, rows, name="sin_rows")
 
 
 def tables_in_use(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> Tables:
@@ -19,8 +51,9 @@ def tables_in_use(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> Table
     """
     first, axis = b.ints(0), b.ints(1)
     length = b.op("Shape", attention_mask, name="rope_length", start=1, end=2)
-    cos = b.op("Slice", b.weight(f"rope.{kind}.cos"), first, length, first, name="cos")
-    sin = b.op("Slice", b.weight(f"rope.{kind}.sin"), first, length, first, name="sin")
+    cos, sin = cosines_and_sines(b, kind, attention_mask)
+    cos = b.op("Slice", cos, first, length, first, name="cos")
+    sin = b.op("Slice", sin, first, length, first, name="sin")
     cos = b.op("Concat", cos, cos, name="cos_both", axis=-1)
     sin = b.op("Concat", b.op("Neg", sin, name="sin_negative"), sin, name="sin_both", axis=-1)
     return b.op("Unsqueeze", cos, axis, name="cos_heads"), b.op("Unsqueeze", sin, axis, name="sin_heads")

@@ -107,6 +107,17 @@ class Terms:
     is_half: bool = False
 
 
+def units(outputs: Sequence[FloatArray], places: IntArray | None) -> FloatArray:
+    """A graph's outputs as a comparison takes them, [units, outputs].
+
+    Args:
+        outputs: of a batch, [batch, outputs], or [batch, sequence, outputs]; or two, of starts and ends.
+        places: the tokens wanted, laid out in one row; None for outputs of whole texts.
+    """
+    values = np.stack(outputs, axis=-1) if len(outputs) == 2 else outputs[0]  # starts and ends of spans
+    return values if places is None else values.reshape(-1, values.shape[-1])[places]
+
+
 def compare(
     file: str,
     cases: Sequence[Case],

@@ -8,21 +8,17 @@ that the CPU does have for FP16, so no cast down is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from mbexport.errors import BackendError
-from mbexport.runtime.backends.interface import FloatArray, IntArray
+from mbexport.parity.memory import MemoryGraph
 
 HALF = ir.DataType.FLOAT16
-FOLDER = "session.model_external_initializers_file_folder_path"  # where a model in memory finds its weights
 
 
-class RoundedGraph:
+class RoundedGraph(MemoryGraph):
     """An FP16 graph as it computes where FP16 is rounded to.
 
     Args:
@@ -33,31 +29,7 @@ class RoundedGraph:
     """
 
     def __init__(self, graph: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry(FOLDER, str(graph.parent))
-        try:
-            model = ir.to_proto(with_barriers(ir.load(graph))).SerializeToString()
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as cause:  # onnxruntime's errors share no public base class
-            raise BackendError(f"{graph} cannot be loaded by ONNX Runtime: {cause}") from cause
-
-    def run(
-        self, input_ids: IntArray, attention_mask: IntArray, wanted: Sequence[str] | None = None
-    ) -> list[FloatArray]:
-        """The outputs that are wanted (None for all), of inputs [batch, sequence].
-
-        Raises:
-            BackendError: ONNX Runtime failed, e.g. out of memory.
-        """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        try:
-            values: list[FloatArray] = self._session.run(wanted, inputs)
-        except Exception as cause:
-            shape = "x".join(map(str, input_ids.shape))
-            raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
-        return values
+        super().__init__(with_barriers(ir.load(graph)), graph.parent)
 
 
 def with_barriers(model: ir.Model) -> ir.Model:

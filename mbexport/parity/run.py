@@ -14,7 +14,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
 from mbexport.files import Progress, to_json, write_atomically
 from mbexport.manifest import Check, Graph, Manifest
-from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, Terms, compare
+from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, Terms, compare, units
 from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
@@ -113,21 +113,15 @@ def _predicts(spec: ModelSpec) -> str | None:
 def _graph_runner(bundle: Path, graph: Graph, wanted: Sequence[str] | None) -> Runner:
     if graph.precision == "fp16":
         rounded = RoundedGraph(bundle / graph.file)
-        return lambda case, places: _units(rounded.run(case.input_ids, case.attention_mask, wanted), places)
+        return lambda case, places: units(rounded.run(case.input_ids, case.attention_mask, wanted), places)
     backend = OnnxRuntimeBackend(bundle / graph.file, as_written=graph.fused)  # as the runtime loads it
 
     def run(case: Case, places: IntArray | None) -> FloatArray:
         if graph.selects_tokens:
             return backend.run(case.input_ids, case.attention_mask, places)["logits"]
-        return _units(list(backend.run(case.input_ids, case.attention_mask, wanted=wanted).values()), places)
+        return units(list(backend.run(case.input_ids, case.attention_mask, wanted=wanted).values()), places)
 
     return run
-
-
-def _units(outputs: Sequence[FloatArray], places: IntArray | None) -> FloatArray:
-    """A graph's outputs as a comparison takes them, [units, outputs]."""
-    values = np.stack(outputs, axis=-1) if len(outputs) == 2 else outputs[0]  # starts and ends of spans
-    return values if places is None else values.reshape(-1, values.shape[-1])[places]
 
 
 class _Counter:

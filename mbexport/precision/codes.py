@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-MOST_INT8, MOST_FP8 = 127, 448  # the largest codes that are used; FP8 is E4M3 without infinities
+MOST, MOST_FP8 = 127, 448  # the largest codes that are used, of either sign; FP8 is E4M3 without infinities
 
 
 def to_codes(matrix: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
@@ -21,8 +21,8 @@ def to_codes(matrix: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
         Codes, [in, out], and scales, [out]: ``codes * scales`` is the matrix, rounded. A channel's largest
         weight has code 127 or -127; the scale of one that is all zeros is 1.
     """
-    scale = _scale(matrix, MOST_INT8)
-    return np.clip(np.rint(matrix / scale), -MOST_INT8, MOST_INT8).astype(np.int8), scale
+    scale = _scale(matrix, MOST)
+    return np.clip(np.rint(matrix / scale), -MOST, MOST).astype(np.int8), scale
 
 
 def to_fp8(matrix: FloatArray) -> tuple[npt.NDArray[ml_dtypes.float8_e4m3fn], FloatArray]:

@@ -21,7 +21,7 @@ from mbexport.graph.layers import EMBEDDING_SCALES
 from mbexport.graph.qdq import sum_unit
 from mbexport.graph.sites import encoder_sites
 from mbexport.precision import bounds, half
-from mbexport.precision.codes import MOST_FP8, MOST_INT8, to_codes, to_fp8
+from mbexport.precision.codes import MOST_FP8, MOST, to_codes, to_fp8
 from mbexport.precision.half import NONE, FloatArray, HalfWeights, IntArray, Put, Tensors
 
 
@@ -38,7 +38,7 @@ class _Codes:
     absolute: float
 
 
-_KINDS = {"int8": _Codes(MOST_INT8, 0.0, 0.5), "fp8": _Codes(MOST_FP8, 2.0**-4, 2.0**-10)}
+_KINDS = {"int8": _Codes(MOST, 0.0, 0.5), "fp8": _Codes(MOST_FP8, 2.0**-4, 2.0**-10)}
 
 
 class QuantizedWeights(HalfWeights):

@@ -1,0 +1,53 @@
+"""Graphs that are in memory, with their weights where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+
+from mbexport.errors import BackendError
+from mbexport.runtime.backends.interface import FloatArray, IntArray
+
+FOLDER = "session.model_external_initializers_file_folder_path"  # where a model in memory finds its weights
+
+
+class MemoryGraph:
+    """A graph in ONNX Runtime's CPU provider, computed as it is written.
+
+    Args:
+        model: the graph; its weights lie in files of ``folder``.
+        folder: where they lie.
+
+    Raises:
+        BackendError: ONNX Runtime refuses it.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry(FOLDER, str(folder))
+        try:
+            proto = ir.to_proto(model).SerializeToString()
+            self._session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        except Exception as cause:  # onnxruntime's errors share no public base class
+            raise BackendError(f"ONNX Runtime refuses a graph of {folder}: {cause}") from cause
+
+    def run(
+        self, input_ids: IntArray, attention_mask: IntArray, wanted: Sequence[str] | None = None
+    ) -> list[FloatArray]:
+        """The outputs that are wanted (None for all), of inputs [batch, sequence].
+
+        Raises:
+            BackendError: ONNX Runtime failed, e.g. out of memory.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            values: list[FloatArray] = self._session.run(wanted, inputs)
+        except Exception as cause:
+            shape = "x".join(map(str, input_ids.shape))
+            raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
+        return values

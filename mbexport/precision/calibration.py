@@ -1,0 +1,63 @@
+"""What calibration found of each site: enough to make every quantized graph of a bundle, now or later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.errors import BundleError
+from mbexport.precision.strength import Choice
+
+FloatArray = npt.NDArray[np.float32]
+FIGURES = ("strength", "range", "covered", "error", "row_error")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Smoothing and ranges of a model.
+
+    Attributes:
+        source: SHA-256 of the checkpoint's weights that it belongs to.
+        texts: how many texts it was taken from.
+        sites: what was chosen, by name of the site.
+    """
+
+    source: str
+    texts: int
+    sites: Mapping[str, Choice]
+
+    def save(self, file: Path) -> None:
+        """Write it as NumPy's npz: for each site its factors, and its figures in the order of FIGURES."""
+        arrays: dict[str, npt.NDArray[np.generic]] = {"source": np.array(self.source), "texts": np.array(self.texts)}
+        for name, choice in self.sites.items():
+            arrays[f"{name}.factor"] = choice.factor
+            arrays[f"{name}.figures"] = np.array([getattr(choice, figure) for figure in FIGURES])
+        with file.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, file: Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            BundleError: the file is missing or damaged.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                names = [name.removesuffix(".factor") for name in arrays.files if name.endswith(".factor")]
+                sites = {
+                    name: Choice(
+                        arrays[f"{name}.factor"],
+                        **dict(zip(FIGURES, arrays[f"{name}.figures"].tolist(), strict=True)),
+                    )
+                    for name in names
+                }
+                return cls(str(arrays["source"]), int(arrays["texts"]), sites)
+        except FileNotFoundError as cause:
+            raise BundleError(f"{file} is missing; make it: mbexport int8 BUNDLE --calibration FILE") from cause
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise BundleError(f"{file} is damaged: {cause}; run mbexport int8 again") from cause

@@ -1,0 +1,121 @@
+"""How strongly each site is smoothed, and the range of its codes: by the error of its products, as measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.precision.codes import MOST, to_codes
+
+FloatArray = npt.NDArray[np.float32]
+
+# SmoothQuant's alpha: the share of a channel's spread that the weights take over. All of these undo a
+# rescaling of a channel against its weights, however large.
+STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
+# Shares of the sampled values that a range covers; the first is their largest. Values beyond are cut.
+COVERED = (1.0, 0.99999, 0.9999, 0.999)
+WORTH = 1.5  # a range for each token is taken where one for all tokens has this many times its error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a site.
+
+    Attributes:
+        factor: what values are divided by, [in].
+        strength: SmoothQuant's alpha.
+        range: the largest magnitude, after smoothing, that has a code of its own; one for all tokens.
+        covered: share of the sampled values within it.
+        error: of the products with that range, root mean square over that of the products.
+        row_error: the same with a range for each token.
+    """
+
+    factor: FloatArray
+    strength: float
+    range: float
+    covered: float
+    error: float
+    row_error: float
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a range for each token is worth what it costs, where a runtime has it."""
+        return self.error > WORTH * self.row_error
+
+
+def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]) -> Choice:
+    """Smoothing and range of a site, by least error of its products.
+
+    Args:
+        rows: sampled tokens, [n, in].
+        largest: of each channel, over all tokens that were seen, [in].
+        matrices: what the values are multiplied with, each [in, out].
+    """
+    weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
+    products = [rows @ matrix for matrix in matrices]
+    best: Choice | None = None
+    for strength in STRENGTHS:
+        factor = smoothing(largest, weights, strength)
+        smoothed = rows / factor
+        coded = [_decoded(matrix * factor[:, None]) for matrix in matrices]
+        trials = [
+            (_error(_rounded(smoothed, limit), coded, products), limit, share)
+            for share, limit in _ranges(smoothed, largest / factor)
+        ]
+        error, limit, share = min(trials)
+        if best is None or error < best.error:
+            by_row = _error(_rounded(smoothed, np.abs(smoothed).max(axis=1, keepdims=True)), coded, products)
+            best = Choice(factor, strength, limit, share, error, by_row)
+    assert best is not None
+    return best
+
+
+def smoothing(activations: FloatArray, weights: FloatArray, strength: float) -> FloatArray:
+    """SmoothQuant's factor of each channel, ``activations**strength / weights**(1 - strength)``.
+
+    Brought to a geometric mean of 1. A channel that never was other than 0, or has only weights of 0,
+    keeps the factor 1.
+
+    Args:
+        activations: largest magnitude of each channel, [in].
+        weights: largest weight that each channel meets, [in].
+        strength: alpha, 0 to 1.
+    """
+    used = (activations > 0) & (weights > 0)
+    factor = np.ones_like(activations)
+    if used.any():
+        exponents = strength * np.log2(activations[used]) - (1 - strength) * np.log2(weights[used])
+        factor[used] = np.exp2(exponents - exponents.mean())
+    return factor
+
+
+def _ranges(smoothed: FloatArray, largest: FloatArray) -> Iterator[tuple[float, float]]:
+    """Shares of values covered, and the range of each."""
+    sizes = np.sort(np.abs(smoothed), axis=None)
+    for share in COVERED:
+        limit = float(largest.max()) if share == 1 else float(sizes[int(share * (len(sizes) - 1))])
+        yield share, limit or 1.0  # all of them 0
+
+
+def _rounded(values: FloatArray, limit: float | FloatArray) -> FloatArray:
+    """Values as their codes stand for them."""
+    step = np.maximum(np.float32(limit) / MOST, np.finfo(np.float32).tiny)
+    rounded: FloatArray = np.clip(np.rint(values / step), -MOST, MOST) * step
+    return rounded
+
+
+def _decoded(matrix: FloatArray) -> FloatArray:
+    codes, scale = to_codes(matrix)
+    return codes * scale
+
+
+def _error(rows: FloatArray, matrices: Sequence[FloatArray], products: Sequence[FloatArray]) -> float:
+    """Root mean square error over root mean square, the mean over the products."""
+    errors = []
+    for matrix, product in zip(matrices, products, strict=True):
+        size = float(np.mean(np.square(product)))
+        errors.append(float(np.mean(np.square(rows @ matrix - product))) / size if size else 0.0)
+    return float(np.sqrt(np.mean(errors)))

@@ -1,0 +1,142 @@
+"""What quantization costs: answers of a graph against those of the FP32 graph, and the limits they are held to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.manifest import Manifest
+from mbexport.options import MAX_F1_DROP, MIN_AGREEMENT, MIN_SIMILARITY
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graph is held to: percent of equal predictions, points of macro-F1, similarity."""
+
+    min_agreement: float = MIN_AGREEMENT
+    max_f1_drop: float = MAX_F1_DROP
+    min_similarity: float = MIN_SIMILARITY
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A graph against the FP32 graph, on texts that calibration did not see.
+
+    Attributes:
+        texts: how many.
+        predictions: how many there were (of tokens, where each has one; of labels, where several hold);
+            0 where the model makes none.
+        agreement: percent of equal predictions; None where the model makes none.
+        f1: macro-F1 in percent against the labels of the texts; None without labels.
+        f1_drop: points of macro-F1 that the FP32 graph is better by.
+        error: root mean square error of the outputs, in standard deviations of the FP32 graph's.
+        largest_error: the largest, in the same.
+        similarity: of models without predictions: mean cosine of the vectors, or of single scores the
+            correlation over the texts.
+    """
+
+    texts: int
+    predictions: int
+    agreement: float | None
+    f1: float | None
+    f1_drop: float | None
+    error: float
+    largest_error: float
+    similarity: float | None
+
+    def faults(self, limits: Limits) -> list[str]:
+        """Limits that do not hold, as texts; none if the graph passes."""
+        found = []
+        if not math.isfinite(self.error):
+            found.append("outputs are not finite")
+        if self.agreement is not None and not self.agreement >= limits.min_agreement:
+            found.append(f"{self.agreement:.2f} % of predictions agree, {limits.min_agreement:g} % are asked for")
+        if self.f1_drop is not None and not self.f1_drop <= limits.max_f1_drop:
+            found.append(f"macro-F1 falls by {self.f1_drop:.2f} points, {limits.max_f1_drop:g} are allowed")
+        if self.similarity is not None and not self.similarity >= limits.min_similarity:
+            found.append(f"similarity is {self.similarity:.5f}, {limits.min_similarity:g} is asked for")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
+        return asdict(self)
+
+
+def measure(
+    manifest: Manifest, expected: Sequence[FloatArray], found: Sequence[FloatArray], labels: Sequence[str | None]
+) -> Quality:
+    """Compare outputs, one array a text, [units, outputs]: a unit is the text, or one of its tokens.
+
+    Args:
+        manifest: the bundle's; its task decides what a prediction is.
+        expected: of the FP32 graph.
+        found: of the graph.
+        labels: of the texts, None where one has none.
+    """
+    before, after = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
+    deviation = float(before.std()) or 1.0
+    difference = after - before
+    first, second = predictions(manifest, expected), predictions(manifest, found)
+    score = after_score = None
+    if first is not None and second is not None and manifest.task == "text-classification":
+        score, after_score = (_f1(manifest, chosen, labels) for chosen in (first, second))
+    return Quality(
+        texts=len(expected),
+        predictions=0 if first is None else first.size,
+        agreement=None if first is None or second is None else 100 * float((first == second).mean()),
+        f1=after_score,
+        f1_drop=None if score is None or after_score is None else score - after_score,
+        error=float(np.sqrt(np.mean(np.square(difference)))) / deviation,
+        largest_error=float(np.abs(difference).max()) / deviation,
+        similarity=_similarity(before, after) if first is None else None,
+    )
+
+
+def predictions(manifest: Manifest, outputs: Sequence[FloatArray]) -> npt.NDArray[np.generic] | None:
+    """What a user would see decided, one after another; None where a model decides nothing.
+
+    The largest output of a unit; where labels do not exclude one another, each of them; the largest
+    start and end over a text's tokens.
+    """
+    if manifest.task == "question-answering":
+        return np.concatenate([output.argmax(axis=0) for output in outputs])
+    several = manifest.labels is not None and len(manifest.labels) > 1
+    if manifest.task not in ("text-classification", "token-classification", "fill-mask") or (
+        manifest.task != "fill-mask" and not several
+    ):
+        return None
+    if manifest.task == "text-classification" and manifest.activation == "none":  # numbers, not classes
+        return None
+    joined = np.concatenate(outputs)
+    if manifest.task == "text-classification" and manifest.activation == "sigmoid":
+        return (joined > 0).reshape(-1)
+    return joined.argmax(axis=-1)  # type: ignore[no-any-return]  # numpy types it as Any
+
+
+def _similarity(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:
+    if before.shape[-1] == 1:
+        if before.std() == 0 or after.std() == 0:
+            return float(np.array_equal(before, after))
+        return float(np.corrcoef(before[:, 0], after[:, 0])[0, 1])
+    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+    return float(np.mean(np.sum(before * after, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+
+
+def _f1(manifest: Manifest, chosen: npt.NDArray[np.generic], labels: Sequence[str | None]) -> float | None:
+    """Macro-F1 in percent, the mean over the labels that occur; None unless every text has one of the model's."""
+    names = list(manifest.labels or ())
+    if manifest.activation != "softmax" or not labels or any(label not in names for label in labels):
+        return None
+    truth = np.array([names.index(str(label)) for label in labels])
+    scores = []
+    for number in np.unique(truth):
+        hits = int(((chosen == number) & (truth == number)).sum())
+        scores.append(2 * hits / (int((chosen == number).sum()) + int((truth == number).sum())))
+    return 100 * float(np.mean(scores))

@@ -1,0 +1,236 @@
+"""Calibrate, quantize, judge: the stages of ``mbexport int8`` in order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from mbexport import manifest as manifests
+from mbexport.bundle.quantized import Placed, place, written
+from mbexport.bundle.stored import StoredWeights
+from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.files import Progress, to_json, write_atomically
+from mbexport.graph.encoder import DIALECTS, build_graph
+from mbexport.graph.sites import encoder_sites
+from mbexport.manifest import Check, Graph, Manifest
+from mbexport.options import INT8_MAX_LENGTH
+from mbexport.precision.calibration import Calibration
+from mbexport.precision.integer import quantized_sites
+from mbexport.precision.strength import choose
+from mbexport.quantize.judge import Judge
+from mbexport.quantize.observe import observe
+from mbexport.quantize.quality import Limits, Quality
+from mbexport.quantize.report import GraphReport, QuantizationReport, page, site_reports
+from mbexport.quantize.samples import Sample, Sampler, Samples, label_note, split
+from mbexport.quantize.search import Sensitivity, fewest_kept, scan
+from mbexport.quantize.targets import Source, Target, integer_target
+from mbexport.runtime.text import bundle_encoder
+from mbexport.texts import Example
+from mbexport.version import __version__
+from mbexport.writing import cannot_write, make_folder
+
+CALIBRATION_FILE = "reports/calibration.npz"
+DATA_FILE = "onnx/model_int8.onnx_data"
+FP32_DATA_FILE = "onnx/model.onnx_data"
+REFERENCE = "the FP32 graph, on held-out texts"
+REPORT = "reports/quality-int8"
+GRAPHS = 2  # that are judged
+SCANNED = 16  # texts that the costs of parts are told from
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to quantize.
+
+    Attributes:
+        limits: what the graphs are held to.
+        max_length: tokens that texts are cut to.
+        keep: parts that stay in higher precision from the start.
+        search: whether to look for parts to keep, where a graph fails.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    max_length: int = INT8_MAX_LENGTH
+    keep: tuple[str, ...] = ()
+    search: bool = True
+
+
+def quantize(
+    bundle: Path,
+    calibration: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    options: Options,
+    progress: Progress,
+) -> QuantizationReport:
+    """Give a bundle its INT8 graphs, each with the verdict of its quality gate.
+
+    Args:
+        bundle: a bundle with its FP32 graphs.
+        calibration: texts that ranges are taken from.
+        held_out: texts that the gate judges by; None for a part of the calibration's.
+        options: limits and lengths.
+        progress: called as the work goes on.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot be written.
+        InputError: too few texts, or a part to keep that is none.
+        BackendError: ONNX Runtime failed.
+    """
+    manifest = manifests.read(bundle)
+    manifests.check_files(bundle, manifest)
+    spec = read_bundle_spec(bundle, manifest)
+    quantized_sites(spec, options.keep)  # refuses a part that is none, before any work is done
+    first, second = split(calibration, held_out)
+    sampler = Sampler(manifest, bundle_encoder(bundle, manifest), options.max_length)
+    samples = Samples(sampler.samples(first), sampler.samples(second))
+    steps = _Steps(progress)
+    uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))
+    source = replace(uncalibrated, calibration=_calibrate(manifest, uncalibrated, samples, steps))
+    gate = _Gate(manifest, source, samples, options, steps)
+    verdicts = [gate.settle(target) for target in (integer_target(8), integer_target(7))]
+    note = label_note(manifest, samples.held_out)
+    try:
+        make_folder(bundle / "reports")
+        source.calibration.save(bundle / CALIBRATION_FILE)
+        _place(bundle, source, verdicts, options.limits)
+        report = QuantizationReport(
+            passed=not any(verdict.faults for verdict in verdicts),
+            graphs=tuple(verdict.report() for verdict in verdicts),
+            sites=site_reports(source.calibration),
+            ranking=gate.ranking,
+            calibration_texts=len(samples.calibration),
+            held_out_texts=len(samples.held_out),
+            max_length=options.max_length,
+            limits=options.limits,
+            weight_bytes=(bundle / DATA_FILE).stat().st_size,
+            fp32_bytes=sum(weights.bytes for weights in manifest.weights if weights.file == FP32_DATA_FILE),
+            notes=() if note is None else (note,),
+        )
+        write_atomically(bundle / f"{REPORT}.json", to_json(report.to_dict()) + "\n")
+        write_atomically(bundle / f"{REPORT}.html", page(report, manifest.source.name))
+    except OSError as cause:
+        raise cannot_write(bundle, cause) from cause
+    return report
+
+
+class _Steps:
+    """Counts what was done, of a total that grows as more work is found."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._total, self._done = progress, 0, 0
+
+    def expect(self, more: int) -> None:
+        self._total += more
+
+    def tick(self, what: str) -> None:
+        self._done += 1
+        self._progress(self._done, self._total, what)
+
+
+def _calibrate(manifest: Manifest, source: Source, samples: Samples, steps: _Steps) -> Calibration:
+    """Smoothing and ranges of every site."""
+    ids, sites = [sample.ids for sample in samples.calibration], encoder_sites(source.spec)
+    steps.expect(len(ids) + len(sites) + (1 + GRAPHS) * len(samples.held_out))
+    observed = observe(source.spec, source.stored.tensors, ids, lambda done, of, what: steps.tick(what))  # noqa: ARG005
+    chosen = {}
+    for site in sites:
+        seen = observed.pop(site.name)
+        chosen[site.name] = choose(seen.rows, seen.largest, [source.stored[f"{path}.weight"] for path in site.matrices])
+        steps.tick(f"smoothing {site.name}")
+    return Calibration(manifest.source.sha256, len(ids), chosen)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A graph, the parts that it keeps, and what its gate found."""
+
+    target: Target
+    keep: tuple[str, ...]
+    quality: Quality
+    faults: tuple[str, ...]
+
+    def report(self) -> GraphReport:
+        return GraphReport(self.target.file, not self.faults, self.keep, self.quality, self.faults)
+
+
+class _Gate:
+    """Judges graphs before they are written, and finds what a failing one has to keep.
+
+    Attributes:
+        ranking: what each part costs, the costliest first; empty until a graph has failed.
+    """
+
+    def __init__(self, manifest: Manifest, source: Source, samples: Samples, options: Options, steps: _Steps) -> None:
+        self._manifest = manifest
+        self._source = source
+        self._samples = samples
+        self._options = options
+        self._steps = steps
+        self._exact = build_graph(source.spec, source.stored.tensors, "onnxruntime", __version__)
+        self._judge = self._judge_by(samples.held_out)
+        self.ranking: tuple[Sensitivity, ...] = ()
+
+    def _judge_by(self, samples: Sequence[Sample]) -> Judge:
+        return Judge(self._manifest, self._source.folder, samples, self._exact, self._steps.tick)
+
+    def settle(self, target: Target) -> _Verdict:
+        """The graph with as few parts kept as its gate asks for; one that cannot pass keeps what was asked for."""
+        first = self._verdict(target, ())
+        if not first.faults or not self._options.search:
+            return first
+        if not self.ranking:
+            self.ranking = self._scan()
+        passing: list[_Verdict] = []
+
+        def passes(parts: Sequence[str]) -> bool:
+            self._steps.expect(len(self._samples.held_out))
+            verdict = self._verdict(target, parts)
+            passing.extend([] if verdict.faults else [verdict])
+            return not verdict.faults
+
+        fewest_kept(self.ranking, passes)
+        return min(passing, key=lambda verdict: len(verdict.keep), default=first)
+
+    def _verdict(self, target: Target, parts: Collection[str]) -> _Verdict:
+        keep = tuple(sorted({*self._options.keep, *parts}))
+        quality = self._judge.quality(target.trial(self._source, keep), Path(target.file).name)
+        return _Verdict(target, keep, quality, tuple(quality.faults(self._options.limits)))
+
+    def _scan(self) -> tuple[Sensitivity, ...]:
+        """By graphs with one range for all tokens, as TensorRT has them."""
+        samples, target = self._samples.calibration[:SCANNED], integer_target(8, by_row=False)
+        self._steps.expect(len(samples) * (2 + len(encoder_sites(self._source.spec))))
+        judge = self._judge_by(samples)
+        return scan(
+            self._source.spec,
+            lambda keep: judge.quality(target.trial(self._source, keep), "what each part costs").error,
+        )
+
+
+def _place(bundle: Path, source: Source, verdicts: Sequence[_Verdict], limits: Limits) -> None:
+    """Write the graphs of a calibration, all of one file of weights."""
+    tensors = [
+        {
+            name: source.stored[name] if array is None else array
+            for name, array in verdict.target.tensors(source, verdict.keep).items()
+        }
+        for verdict in verdicts
+    ]
+    with written(bundle, DATA_FILE, tensors) as weights:
+        graphs = []
+        for number, verdict in enumerate(verdicts):
+            target, own = verdict.target, weights.tensors(number, bundle / DATA_FILE)
+            entry = Graph(
+                target.file, target.precision, target.dialect, DIALECTS[target.dialect].opset, "",
+                keep_fp32=verdict.keep, activation_bits=target.activation_bits,
+                gate="failed" if verdict.faults else "passed",
+            )  # fmt: skip
+            figures = verdict.quality.to_dict() | {"limits": asdict(limits)}
+            check = Check(f"quality of {target.file}", REFERENCE, figures, not verdict.faults)
+            graphs.append(Placed(entry, target.build(source.spec, own), check))
+            if source.spec.task == "fill-mask" and target.selecting_file is not None:
+                selecting = replace(entry, file=target.selecting_file, selects_tokens=True)
+                model = target.build(source.spec, own, selects_tokens=True)
+                graphs.append(Placed(selecting, model, replace(check, what=f"quality of {selecting.file}")))
+        place(bundle, weights, graphs)

@@ -1,0 +1,129 @@
+"""Texts for calibration and for the quality gate: disjoint, tokenized, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mbexport.errors import InputError
+from mbexport.manifest import Manifest
+from mbexport.options import CALIBRATION_TEXTS, HELD_OUT_TEXTS
+from mbexport.runtime.text import TextEncoder
+from mbexport.texts import Example
+
+IntArray = npt.NDArray[np.int64]
+MASKED = 0.15  # share of a text's tokens that a masked language model is asked for
+MOST_TOKENS = 64  # of a text, whose outputs are compared
+LEAST_TEXTS = 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text: ids [tokens], its label, and the tokens whose outputs count (None: outputs of the whole text)."""
+
+    ids: IntArray
+    label: str | None
+    places: IntArray | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts to calibrate on, and texts to judge by; none is in both."""
+
+    calibration: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+
+
+def split(calibration: Sequence[Example], held_out: Sequence[Example] | None) -> tuple[list[Example], list[Example]]:
+    """Which texts calibrate, and which judge.
+
+    Each distinct text counts once. Without texts of their own to judge by, half of the calibration's are
+    held out, in an order that is always the same.
+
+    Raises:
+        InputError: too few texts, or none left to judge by.
+    """
+    distinct = list({example.text: example for example in calibration if example.text}.values())
+    if held_out is None:
+        distinct = [distinct[number] for number in np.random.default_rng(0).permutation(len(distinct))]
+        if len(distinct) < LEAST_TEXTS:
+            raise InputError(f"there is {len(distinct)} text, expected {LEAST_TEXTS} or more; a few hundred are enough")
+        count = min(len(distinct) // 2, CALIBRATION_TEXTS)
+        return distinct[:count], distinct[count : count + HELD_OUT_TEXTS]
+    if not distinct:
+        raise InputError("there is no text to calibrate on; a few hundred are enough")
+    chosen = distinct[:: max(1, len(distinct) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]
+    seen = {example.text for example in chosen}
+    judging = [example for example in held_out if example.text and example.text not in seen]
+    if not judging:
+        raise InputError("every held-out text is one of the calibration's; give other texts")
+    return chosen, judging[:: max(1, len(judging) // HELD_OUT_TEXTS)][:HELD_OUT_TEXTS]
+
+
+class Sampler:
+    """Makes samples of texts, as the model's task reads them.
+
+    Args:
+        manifest: the bundle's.
+        encoder: its tokenizer.
+        max_length: tokens that a text is cut to.
+    """
+
+    def __init__(self, manifest: Manifest, encoder: TextEncoder, max_length: int) -> None:
+        self._manifest = manifest
+        self._encoder = encoder
+        self._max_length = max_length
+        self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
+
+    def samples(self, examples: Sequence[Example]) -> tuple[Sample, ...]:
+        """One of each text that has a token; of labels given as numbers the names.
+
+        Raises:
+            InputError: no text has one, or a text is not what the tokenizer takes.
+        """
+        encoded = self._encoder.encode([example.text for example in examples])
+        made = [
+            self._sample(number, item.ids[: self._max_length], self._label(example.label))
+            for number, (item, example) in enumerate(zip(encoded, examples, strict=True))
+            if len(item.ids)
+        ]
+        if not made:
+            raise InputError("no text has a token; look whether the tokenizer is the model's")
+        return tuple(made)
+
+    def _label(self, label: str | None) -> str | None:
+        names = self._manifest.labels or ()
+        if label is None or label in names or not label.isdecimal() or int(label) >= len(names):
+            return label
+        return names[int(label)]
+
+    def _sample(self, number: int, ids: IntArray, label: str | None) -> Sample:
+        manifest = self._manifest
+        if manifest.task == "fill-mask" and self._mask_id is not None:
+            count = max(1, round(MASKED * len(ids)))
+            places = np.sort(np.random.default_rng(number).choice(len(ids), count, replace=False))
+            masked = ids.copy()
+            masked[places] = self._mask_id
+            return Sample(masked, label, places)
+        if manifest.task in ("text-classification", "multiple-choice") or (manifest.sentence and manifest.pooling):
+            return Sample(ids, label, None)
+        if manifest.task == "question-answering" or manifest.pooling is not None:
+            return Sample(ids, label, np.arange(len(ids)))
+        return Sample(ids, label, np.unique(np.linspace(0, len(ids) - 1, min(MOST_TOKENS, len(ids))).astype(np.int64)))
+
+
+def label_note(manifest: Manifest, samples: Sequence[Sample]) -> str | None:
+    """Why macro-F1 was not measured, where texts have labels; None where it was, or none have any."""
+    given = [sample.label for sample in samples if sample.label is not None]
+    if not given or manifest.task != "text-classification" or manifest.activation != "softmax":
+        return None
+    names = manifest.labels or ()
+    other = next((label for label in given if label not in names), None)
+    if other is not None:
+        return f"macro-F1 is not measured: a text has the label {other!r:.60}, the model's are {', '.join(names):.200}"
+    if len(given) < len(samples):
+        return f"macro-F1 is not measured: {len(samples) - len(given)} of {len(samples)} held-out texts have no label"
+    return None

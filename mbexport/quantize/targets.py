@@ -1,0 +1,83 @@
+"""The INT8 graphs that a bundle gets: what each is made of, and how it is tried before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mbexport.bundle.stored import StoredWeights
+from mbexport.checkpoint.spec import ModelSpec
+from mbexport.graph.encoder import build_graph
+from mbexport.graph.products import IntegerProducts
+from mbexport.precision.calibration import Calibration
+from mbexport.precision.integer import integer_tensors, steps
+from mbexport.version import __version__
+
+Arrays = dict[str, npt.NDArray[Any] | None]  # None: the model's own tensor, unchanged
+
+
+@dataclass(frozen=True)
+class Source:
+    """What quantized graphs are made of."""
+
+    folder: Path  # that the stored weights lie in
+    spec: ModelSpec
+    stored: StoredWeights
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Target:
+    """One graph to be.
+
+    Attributes:
+        file: in the bundle.
+        precision: ``int8`` or ``fp8``.
+        dialect: a key of ``mbexport.graph.encoder.DIALECTS``.
+        activation_bits: of ONNX Runtime's products; None for other dialects.
+        tensors: from a source and the parts that are kept to all tensors.
+        build: from those, as tensors of a graph, to the graph; ``selects_tokens`` as ``build_graph`` takes it.
+        selecting_file: of the same graph with outputs of chosen tokens, for fill-mask; None without one.
+    """
+
+    file: str
+    precision: str
+    dialect: str
+    activation_bits: int | None
+    tensors: Callable[[Source, Collection[str]], Arrays]
+    build: Callable[..., ir.Model]
+    selecting_file: str | None = None
+
+    def trial(self, source: Source, keep: Collection[str]) -> ir.Model:
+        """The graph with all that is its own in memory; the rest stays where it lies."""
+        tensors: dict[str, ir.TensorProtocol] = {
+            name: source.stored.tensors[name] if array is None else ir.tensor(array, name=name)
+            for name, array in self.tensors(source, keep).items()
+        }
+        return self.build(source.spec, tensors)
+
+
+def integer_target(bits: int, *, by_row: bool = True) -> Target:
+    """The graph for ONNX Runtime.
+
+    Args:
+        bits: of activations, 8 or 7.
+        by_row: whether each token has its own range at the sites where that is worth it.
+    """
+    name = "onnx/model_int8" if bits == 8 else "onnx/model_int8_reduced"
+
+    def tensors(source: Source, keep: Collection[str]) -> Arrays:
+        named: Arrays = dict(integer_tensors(source.spec, source.stored, source.calibration, keep))
+        return named | steps(source.spec, source.calibration, keep, bits, by_row=by_row)
+
+    def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol], *, selects_tokens: bool = False) -> ir.Model:
+        products = partial(IntegerProducts, activation_bits=bits)
+        return build_graph(spec, weights, "onnxruntime", __version__, selects_tokens=selects_tokens, products=products)
+
+    return Target(f"{name}.onnx", "int8", "onnxruntime", bits, tensors, build, f"{name}_selected.onnx")
