@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import typed
-from mbexport.graph.layers import EMBEDDING_SCALES, linear
+from mbexport.graph.layers import EMBEDDING_SCALES, linear, product, scaled
 from mbexport.graph.products import Entered, Products
 from mbexport.graph.sites import Site
 
@@ -38,8 +38,7 @@ class QdqProducts(Products):
             return entered
         name, zero = site.name.rpartition(".")[-1], b.constant("code_of_zero", np.zeros((), codes.numpy()))
         quantized = b.op("QuantizeLinear", entered.value, b.weight(f"{site.name}.step"), zero, name=f"{name}_codes")
-        one = b.constant("code_itself", np.float16(1))
-        return Entered(typed(b.op("DequantizeLinear", quantized, one, name=f"{name}_values"), HALF))
+        return Entered(typed(b.op("DequantizeLinear", quantized, self._one(), name=f"{name}_values"), HALF))
 
     def linear(self, x: Entered, path: str) -> ir.Value:
         """See :meth:`Products.linear`."""
@@ -58,6 +57,21 @@ class QdqProducts(Products):
             return super().embed(input_ids)
         rows = b.op("DequantizeLinear", table, b.weight(EMBEDDING_SCALES), name="tok_embeddings_values", axis=0)
         return b.op("Gather", rows, input_ids, name="tok_embeddings")
+
+    def tied(self, rows: ir.Value, last: str) -> ir.Value:
+        """See :meth:`Products.tied`; no range is known of what enters, so only the matrix is of codes."""
+        b, table = self._b, self._b.weight(EMBEDDINGS)
+        if table.dtype not in MOST_CODE:
+            return super().tied(rows, last)
+        values = typed(b.op("DequantizeLinear", table, self._one(), name="tied_values"), HALF)
+        logits = scaled(b, product(b, "Gemm", rows, values, name="tied", transB=1), last)
+        return (
+            b.op("Add", logits, b.weight(f"{last}.bias"), name="tied_bias") if b.has_weight(f"{last}.bias") else logits
+        )
+
+    def _one(self) -> ir.Value:
+        """Makes codes values, each as it is."""
+        return self._b.constant("code_itself", np.float16(1))
 
 
 def sum_unit(codes: ir.DataType, width: int) -> float:

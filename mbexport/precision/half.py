@@ -105,6 +105,11 @@ class HalfWeights:
             for table in ("cos", "sin") if used else ():
                 self._put(f"rope.{kind}.{table}", self._tensors[f"rope.{kind}.{table}"])
 
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Layers whose attention scores FP16 does not surely hold, once all tensors were made."""
+        return tuple(site.name.removesuffix(".attn.scores") for site in self.sites if not site.held)
+
     def _embeddings(self) -> None:
         """A factor for each row of the table, which layer normalization brings to one size whatever it was."""
         table, head = self._tensors[EMBEDDINGS], self._spec.head

@@ -21,7 +21,7 @@ from mbexport.graph.layers import EMBEDDING_SCALES
 from mbexport.graph.qdq import sum_unit
 from mbexport.graph.sites import encoder_sites
 from mbexport.precision import bounds, half
-from mbexport.precision.codes import MOST_FP8, MOST, to_codes, to_fp8
+from mbexport.precision.codes import MOST, MOST_FP8, to_codes, to_fp8
 from mbexport.precision.half import NONE, FloatArray, HalfWeights, IntArray, Put, Tensors
 
 
@@ -38,6 +38,7 @@ class _Codes:
     absolute: float
 
 
+_TINY = np.finfo(np.float32).tiny
 _KINDS = {"int8": _Codes(MOST, 0.0, 0.5), "fp8": _Codes(MOST_FP8, 2.0**-4, 2.0**-10)}
 
 
@@ -46,8 +47,7 @@ class QuantizedWeights(HalfWeights):
 
     Beside what :class:`HalfWeights` makes, scalars among them: ``SITE.step``, and for each of the
     site's matrices ``MATRIX.weight``, the very codes of :func:`to_codes` or :func:`to_fp8`, and
-    ``MATRIX.scale``, float32 [out]. The embeddings are int8 with a scale for each row, but float16
-    where they make logits, too.
+    ``MATRIX.scale``, float32 [out]. The embeddings are int8 with a scale for each row.
 
     Args:
         put: called with name and array of each as it is made.
@@ -83,13 +83,20 @@ class QuantizedWeights(HalfWeights):
         return any(path == part or path.startswith(f"{part}.") for part in self._kept)
 
     def _embeddings(self) -> None:
-        head = self._spec.head
-        if (head is not None and head.tied) or self._keeps("embeddings"):
+        if self._keeps("embeddings"):
             super()._embeddings()
             return
         codes, scale = to_codes(self._tensors[EMBEDDINGS].T)
-        self._put(EMBEDDINGS, codes.T)
+        self._put(EMBEDDINGS, np.ascontiguousarray(codes.T))
         self._put(EMBEDDING_SCALES, scale)
+        head = self._spec.head
+        if head is not None and head.tied:  # sums of codes, times what enters
+            bound = bounds.normed_product(codes.astype(np.float32), *self._norm_of("head.norm"), None).max(
+                keepdims=True
+            )
+            shift = self._noted(f"{head.last_layer}.in", bound, np.ceil(np.log2(np.maximum(bound, _TINY) / half.LIMIT)))
+            self._factors(f"{head.last_layer}.in", -shift)
+            self._put(f"{head.last_layer}.scale", np.ldexp(scale, shift))
         self._norm("embeddings.norm")
 
     def _attention_norm(self, layer: int) -> str:
@@ -134,7 +141,7 @@ class QuantizedWeights(HalfWeights):
         """One power of two for all channels where they meet as codes: smoothing made them alike."""
         if f"{site.removesuffix('.v')}.out" not in self._step:
             return super()._values(site, bound)
-        largest = float(np.log2(max(bound.max(), np.finfo(np.float32).tiny)))
+        largest = float(np.log2(max(bound.max(), _TINY)))
         shift = max(0.0, np.ceil(largest - np.log2(half.LIMIT)))
         if bound.any() and largest < np.log2(half.LEAST_BOUND):
             shift = np.round(largest - np.log2(half.LIFTED))
