@@ -103,11 +103,12 @@ def _size(path: Path) -> str:
     help="A part that stays in FP32: embeddings, layers.N, layers.N.mlp, layers.N.mlp.gated, ... "
     "May be given several times.",
 )  # fmt: skip
+@click.option("--fp8", is_flag=True, help="Make and judge the FP8 graph for TensorRT (Ada, Hopper and later), too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @common_options
 def int8(  # noqa: PLR0913 (one parameter an option)
     bundle: Path, calibration: Path, held_out: Path | None, min_agreement: float, max_f1_drop: float,
-    min_similarity: float, max_length: int, keep: tuple[str, ...], as_json: bool, quiet: bool,
+    min_similarity: float, max_length: int, keep: tuple[str, ...], fp8: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Add calibrated INT8 graphs to BUNDLE; exit code 1 if one of them fails its quality gate."""
     from mbexport.pipeline import quantize_int8
@@ -117,7 +118,7 @@ def int8(  # noqa: PLR0913 (one parameter an option)
     with progress_bar("Quantizing", quiet=quiet) as progress:
         report = quantize_int8(
             bundle, calibration=calibration, held_out=held_out, limits=limits, max_length=max_length,
-            keep=keep, progress=progress,
+            keep=keep, fp8=fp8, progress=progress,
         )  # fmt: skip
     for message in report.notes:
         note(message, quiet=quiet)
@@ -162,9 +163,8 @@ def trt(  # noqa: PLR0913 (one parameter an option)
             bundle, gpu=gpus, precision=precision, builder=builder, profiles=profiles or None,
             workspace=workspace, keep_fp32=keep_fp32, progress=progress,
         )  # fmt: skip
-    for report in reports:
-        for message in report.warnings:
-            note(message, quiet=quiet, kind="warning")
+    for message in dict.fromkeys(message for report in reports for message in report.warnings):
+        note(message, quiet=quiet, kind="warning")
     if as_json:
         click.echo(to_json([report.to_dict() for report in reports]))
     else:

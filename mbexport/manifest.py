@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mbexport.errors import BundleError
 from mbexport.files import read_json, to_json, write_atomically
+from mbexport.options import QUANTIZED
 
 FILE_NAME = "mbexport.json"
 SCHEMA_VERSION = 1
@@ -23,7 +24,6 @@ TASKS = (
 )
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
-GATED = frozenset({"int8", "fp8"})  # precisions that no bound holds: only a measurement tells what they cost
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Graph:
     @property
     def needs_gate(self) -> bool:
         """Whether its precision costs quality, so that a gate must have measured how much."""
-        return self.precision in GATED
+        return self.precision in QUANTIZED
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,8 @@ def engine_text(report: EngineReport) -> str:
     ]
     loose = f"; several kernels in {report.loose_text}" if report.loose_text else ""
     rows.append(("fused attention", report.fused_text + loose))
+    if report.products is not None:
+        rows.append((f"{report.products.precision} products", str(report.products)))
     rows.append(
         ("build", f"{report.layers} layers in {report.seconds:.1f} s, peak memory {_megabytes(report.peak_bytes)}")
     )

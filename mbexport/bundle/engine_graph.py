@@ -11,10 +11,11 @@ from mbexport import manifest as manifests
 from mbexport.bundle.half import DIALECT, ensure_half_graph
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.errors import InputError
+from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, replacing
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph
+from mbexport.options import QUANTIZED
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, sha256
 
@@ -28,15 +29,17 @@ def ensure_engine_graph(
 
     Args:
         bundle: a bundle with its portable graph.
-        precision: ``fp16``, ``bf16`` or ``fp32``.
+        precision: ``fp16``, ``bf16`` or ``fp32``; ``int8`` and ``fp8`` need texts and are made elsewhere.
         keep_fp32: parts of a half-precision graph whose products stay float32.
         progress: called after each tensor of a half-precision graph; one in FP32 shares the bundle's weights.
 
     Raises:
-        BundleError: the bundle is damaged or cannot be written to.
+        BundleError: the bundle is damaged or cannot be written to, or has no graph of a quantized precision.
         InputError: ``keep_fp32`` names no part of the model, or all of it is FP32.
         PrecisionError: FP16 cannot hold the model.
     """
+    if precision in QUANTIZED:
+        return _quantized_graph(bundle, precision, keep_fp32)
     if precision != "fp32":
         return ensure_half_graph(bundle, precision, keep_fp32=keep_fp32, progress=progress)
     if keep_fp32:
@@ -55,3 +58,20 @@ def ensure_engine_graph(
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return graph
+
+
+def _quantized_graph(bundle: Path, precision: str, keep_fp32: Sequence[str]) -> Graph:
+    if keep_fp32:
+        raise InputError(
+            f"{', '.join(keep_fp32)} was to stay in FP32, and what an {precision} graph keeps was decided when it was "
+            "made; leave --keep-fp32 out"
+        )
+    manifest = manifests.read(bundle)
+    manifests.check_files(bundle, manifest)
+    for graph in manifest.graphs:
+        if (graph.precision, graph.dialect) == (precision, DIALECT):
+            return graph
+    option = " --fp8" if precision == "fp8" else ""
+    raise BundleError(
+        f"{bundle} holds no {precision} graph; make one first: mbexport int8 {bundle} --calibration FILE{option}"
+    )

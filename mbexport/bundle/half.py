@@ -75,13 +75,12 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
     data_file = f"{graph_file}_data"
     with beside(bundle / data_file) as new_data, beside(bundle / graph_file) as new_graph:
         with HashedFile(new_data) as file:
-            placed, sites = _write_weights(file, bundle / data_file, form, progress)
+            placed, made = _write_weights(file, bundle / data_file, form, progress)
             weights = WeightsFile(data_file, file.bytes, file.sha256())
         ir.save(build_graph(form.spec, placed, DIALECT, __version__), new_graph)
         progress(len(form.stored) + 1, len(form.stored) + 1, graph_file)
         opset, digest = DIALECTS[DIALECT].opset, sha256(new_graph)
-        unheld = tuple(site.name.removesuffix(".attn.scores") for site in sites if not site.held)
-        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32, unheld=unheld)
+        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32, unheld=made.unheld)
 
         def placing(current: Manifest) -> Manifest:
             put_in_place(new_data, bundle / data_file)
@@ -91,12 +90,12 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
         # First without the graph: readers that come while its files change find no entry of it.
         manifests.update(bundle, lambda current: current.without_graph(graph_file))
         manifests.update(bundle, placing)
-    return graph, sites
+    return graph, made.sites
 
 
 def _write_weights(
     file: HashedFile, data_file: Path, form: _Form, progress: Progress
-) -> tuple[dict[str, ir.ExternalTensor], list[Site]]:
+) -> tuple[dict[str, ir.ExternalTensor], HalfWeights]:
     """Write all tensors to ``file``, which will be ``data_file``; progress leaves one step for the graph."""
     placed: dict[str, ir.ExternalTensor] = {}
 
@@ -107,4 +106,4 @@ def _write_weights(
 
     weights = HalfWeights(put, form.spec, form.stored, form.precision, form.keep_fp32)
     weights.make()
-    return placed, weights.sites
+    return placed, weights

@@ -57,8 +57,8 @@ def written(bundle: Path, data_file: str, graphs: Sequence[Tensors]) -> Iterator
             for tensors in graphs:
                 places.append({})
                 for name, array in tensors.items():
-                    content = np.ascontiguousarray(array)
-                    key = (hash_of(content.view(np.uint8).data).digest(), str(array.dtype), array.shape)
+                    content = np.ascontiguousarray(array).reshape(array.shape)  # which makes scalars vectors
+                    key = (hash_of(content.reshape(-1).view(np.uint8).data).digest(), str(array.dtype), array.shape)
                     if key not in known:
                         known[key] = append(file, content, ALIGNMENT if content.nbytes > SMALL else SMALL_ALIGNMENT)
                     places[-1][name] = known[key]

@@ -64,10 +64,10 @@ def write_fp32_weights(
 
 
 def append(file: HashedFile, array: npt.NDArray[Any], alignment: int = ALIGNMENT) -> Place:
-    """Write a tensor of one axis or more behind what is there, little endian as it is, aligned."""
+    """Write a tensor behind what is there, little endian as it is, aligned."""
     file.write(bytes(-file.bytes % alignment))
     start = file.bytes
-    file.write(np.ascontiguousarray(array).view(np.uint8).data.cast("B"))
+    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return Place(start, file.bytes - start, array.shape, array.dtype)
 
 

@@ -18,12 +18,14 @@ from mbexport.engines.gpus import check_fp32_products
 from mbexport.engines.job import Built, Job
 from mbexport.engines.prepare import AttentionNode, ParserInput, prepare
 from mbexport.engines.process import Memory, NotFusedError, run
+from mbexport.engines.products import Products, look, products_warning
 from mbexport.engines.report import (
     AttentionReport,
     EarlierGraphWarning,
     EngineReport,
     ProfileReport,
     fusion_warning,
+    gate_warning,
     report_file,
     scores_warning,
 )
@@ -41,7 +43,7 @@ class Options:
     """What is common to all engines of a call.
 
     Attributes:
-        precision: ``fp16``, ``bf16`` or ``fp32``.
+        precision: ``fp16``, ``bf16``, ``fp32``, ``int8`` or ``fp8``.
         keep_fp32: parts of a half-precision graph whose products stay in FP32.
         profiles: texts of profiles; None for each GPU's default.
         workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
@@ -134,6 +136,16 @@ def _part(progress: Progress, number: int, total: int, name: str) -> Progress:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """A build that succeeded; ``loose``: the kinds of attention that are not fused."""
+
+    built: Built
+    memory: Memory
+    loose: frozenset[str]
+    products: Products | None
+
+
+@dataclass(frozen=True)
 class _Build:
     """One engine to be: for whom, of what, for which shapes."""
 
@@ -148,19 +160,19 @@ class _Build:
         """Build, replace an earlier engine of the same name, tell the manifest, write the report."""
         file = f"engines/{self.target.gpu.name}-{self.graph.precision}.engine"
         with beside(bundle / file) as temporary:
-            built, memory, loose = self._build(temporary, progress)
-            engine = self._entry(file, built)
+            made = self._build(temporary, progress)
+            engine = self._entry(file, made.built)
 
             def placing(current: Manifest) -> Manifest:
                 put_in_place(temporary, bundle / file)
                 return current.with_engine(engine)
 
             manifests.update(bundle, placing)
-        report = self._report(engine, built, memory, loose)
+        report = self._report(engine, made)
         write_atomically(bundle / report_file(engine), to_json(report.to_dict()) + "\n")
         return report
 
-    def _build(self, file: Path, progress: Progress) -> tuple[Built, Memory, frozenset[str]]:
+    def _build(self, file: Path, progress: Progress) -> _Made:
         """Build with as many kinds of attention fused as can be; also the kinds that are not.
 
         A fused kernel is there for all layers of a kind or for none. The builder does not say which
@@ -174,7 +186,7 @@ class _Build:
             except NotFusedError:
                 continue
             self._check_attention(built)
-            return built, memory, frozenset(loose)
+            return _Made(built, memory, frozenset(loose), look(file, self.source.products))
         raise EngineError(
             f"{self.target.builder} builds the attention of {self.graph.file} neither fused nor otherwise"
         )
@@ -209,20 +221,27 @@ class _Build:
             self.graph.file, self.graph.sha256,
         )  # fmt: skip
 
-    def _report(self, engine: Engine, built: Built, memory: Memory, loose: frozenset[str]) -> EngineReport:
-        attention = tuple(_attention(node, loose) for node in self.source.attention)
-        told = (fusion_warning(attention, engine), scores_warning(self.graph), self.timing_cache.warning)
-        rows = zip(self.profiles, memory.activations, strict=True)
+    def _report(self, engine: Engine, made: _Made) -> EngineReport:
+        attention = tuple(_attention(node, made.loose) for node in self.source.attention)
+        told = (
+            gate_warning(self.graph),
+            fusion_warning(attention, engine),
+            products_warning(made.products, engine.file),
+            scores_warning(self.graph),
+            self.timing_cache.warning,
+        )
+        rows = zip(self.profiles, made.memory.activations, strict=True)
         return EngineReport(
             engine=engine,
             why=self.target.why,
             profiles=tuple(ProfileReport(str(profile), size) for profile, size in rows),
             attention=attention,
-            layers=built.layers,
-            weight_bytes=memory.weights,
+            products=made.products,
+            layers=made.built.layers,
+            weight_bytes=made.memory.weights,
             workspace=self.workspace,
-            seconds=round(built.seconds, 2),
-            peak_bytes=built.peak_bytes,
+            seconds=round(made.built.seconds, 2),
+            peak_bytes=made.built.peak_bytes,
             warnings=tuple(filter(None, told)),
         )
 

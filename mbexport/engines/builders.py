@@ -27,7 +27,7 @@ def choose_targets(names: Sequence[str], builder: str, precision: str) -> tuple[
     Args:
         names: of the GPUs; ``auto`` for this machine's. One that is named twice is taken once.
         builder: ``auto``, ``tensorrt-rtx`` or ``tensorrt``.
-        precision: ``fp16``, ``bf16`` or ``fp32``.
+        precision: one of ENGINE_PRECISIONS.
 
     Raises:
         InputError: no such GPU, the builder cannot build for it here, or it has no kernels for the precision.

@@ -88,9 +88,10 @@ def check_precision(gpu: Gpu, precision: str, builder: str) -> None:
         )
     if precision not in gpu.precisions:
         first = "{}.{}".format(*_FIRST_WITH[precision])
+        able = ", ".join(name for name, other in GPUS.items() if precision in other.precisions)
         raise InputError(
-            f"{gpu.name} has compute capability {gpu.capability_text}, and {precision} needs {first}; "
-            "take --precision fp16"
+            f"{gpu.name} has compute capability {gpu.capability_text}, and {precision} needs {first}: {able}; "
+            f"take --precision {'int8' if precision == 'fp8' else 'fp16'}"
         )
     if builder != "tensorrt-rtx":
         return

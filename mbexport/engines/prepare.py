@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mbexport.engines.products import code_products
 from mbexport.errors import BundleError
 
 _LAYER = re.compile(r"layers\.(\d+)/")
@@ -31,11 +32,15 @@ class AttentionNode:
 
 @dataclass(frozen=True)
 class ParserInput:
-    """A serialized graph, weights still in the file beside ``path``, and its Attention nodes in order."""
+    """A serialized graph, weights still in the file beside ``path``, and what should become of its nodes.
+
+    ``attention``: its Attention nodes, in order; ``products``: those with codes, as ``code_products`` gives them.
+    """
 
     path: Path
     model: bytes
     attention: tuple[AttentionNode, ...]
+    products: dict[str, str]
 
 
 def prepare(path: Path, layer_is_global: Sequence[bool]) -> ParserInput:
@@ -51,13 +56,14 @@ def prepare(path: Path, layer_is_global: Sequence[bool]) -> ParserInput:
     try:
         model = ir.load(path)
         attention = tuple(_describe(node, layer_is_global) for node in attention_nodes(model))
+        products = code_products(model)
         broadcast_masks(model)
         serialized = ir.to_proto(model).SerializeToString()
     except BundleError as cause:
         raise BundleError(f"{path}: {cause}") from cause
     except Exception as cause:  # protobuf's, onnx_ir's and the system's have no root in common
         raise BundleError(f"{path} cannot be read as an ONNX graph ({cause}); export again") from cause
-    return ParserInput(path, serialized, attention)
+    return ParserInput(path, serialized, attention, products)
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:

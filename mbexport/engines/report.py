@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mbexport.engines.products import Products
 from mbexport.graph.windows import MOST_SCORE
 from mbexport.manifest import Engine, Graph
+from mbexport.options import QUANTIZED
 
 
 class EarlierGraphWarning(UserWarning):
@@ -44,6 +46,7 @@ class EngineReport:
         profiles: in the engine's order.
         attention: a row for each attention layer of the graph; empty where the graph writes attention
             out in plain operators.
+        products: what became of the graph's products in 8 bits; None where it has none.
         layers: of the network that was parsed.
         weight_bytes: GPU memory of the weights; None where the builder did not say.
         workspace: most bytes of scratch memory that were allowed; None for the builder's default.
@@ -56,6 +59,7 @@ class EngineReport:
     why: str
     profiles: tuple[ProfileReport, ...]
     attention: tuple[AttentionReport, ...]
+    products: Products | None
     layers: int
     weight_bytes: int | None
     workspace: int | None
@@ -93,6 +97,14 @@ def scores_warning(graph: Graph) -> str | None:
         f"{graph.file}: the weights allow attention scores beyond {MOST_SCORE:.0f} in {', '.join(graph.unheld)}, and "
         "padding is surely masked only up to there; see what validate says of your texts, or take --precision bf16"
     )
+
+
+def gate_warning(graph: Graph) -> str | None:
+    """That a quantized graph is not known to predict as the FP32 graph does; None where it is, or is none."""
+    if graph.precision not in QUANTIZED or graph.gate == "passed":
+        return None
+    found = "did not pass" if graph.gate == "failed" else "was not put through"
+    return f"{graph.file} {found} mbexport int8's quality gate; see what validate says of your texts"
 
 
 def fusion_warning(attention: tuple[AttentionReport, ...], engine: Engine) -> str | None:

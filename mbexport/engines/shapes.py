@@ -30,7 +30,7 @@ def default_profiles(gpu: Gpu, spec: ModelSpec, max_length: int, precision: str)
         gpu: sets the memory.
         spec: the model, of which the memory follows.
         max_length: the longest input in tokens.
-        precision: ``fp16``, ``bf16`` or ``fp32``.
+        precision: one of ENGINE_PRECISIONS.
     """
     texts = MOST_TEXTS
     while texts > 1 and not _fits(texts, max_length, gpu, spec, precision):

@@ -16,6 +16,8 @@ from mbexport.errors import GraphError
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
+HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
 Dim = int | str
 
 
@@ -120,8 +122,10 @@ class GraphBuilder:
 
     @property
     def product_type(self) -> ir.DataType:
-        """Element type of matrix products: that of the weights that are not float32, where there are any."""
+        """Element type of matrix products: that of the weights that are not float32; float16 beside codes."""
         types = {tensor.dtype for tensor in self._weights.values()} - {ir.DataType.FLOAT}
+        if not types <= HALVES:
+            return ir.DataType.FLOAT16
         return types.pop() if types else ir.DataType.FLOAT
 
     def cast(self, x: ir.Value, to: ir.DataType) -> ir.Value:

@@ -12,7 +12,7 @@ from mbexport.graph.dialect import Dialect
 from mbexport.graph.engine import EngineDialect
 from mbexport.graph.fused import FusedDialect
 from mbexport.graph.heads import add_head, add_selecting_head
-from mbexport.graph.layers import embed, layer_norm
+from mbexport.graph.layers import layer_norm
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
 from mbexport.graph.products import Products, ProductsOf
@@ -72,7 +72,7 @@ def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, products: Product
     Pre-norm: each block reads the norm of the residual stream and adds to the stream.
     """
     with b.scope("embeddings"):
-        hidden = layer_norm(b, embed(b, input_ids), "embeddings.norm", spec.norm_eps)
+        hidden = layer_norm(b, products.embed(input_ids), "embeddings.norm", spec.norm_eps)
     for number, is_global in enumerate(spec.layer_is_global):
         path = f"layers.{number}"
         with b.scope(path):

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder, typed
 from mbexport.graph.products import Products
+from mbexport.graph.qdq import QdqProducts
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
 from mbexport.graph.windows import build_fixed_windows, mask_bias
 
@@ -27,7 +28,7 @@ class EngineDialect:
     """
 
     opset: ClassVar[int] = 23  # the first with Attention
-    products: ClassVar[type[Products]] = Products
+    products: ClassVar[type[Products]] = QdqProducts
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
         self._b = b

@@ -17,7 +17,7 @@ EMBEDDING_SCALES = "embeddings.scale"  # a factor for each row, where they were 
 def scaled(b: GraphBuilder, x: ir.Value, site: str) -> ir.Value:
     """x times the factors that were prepared for ``site``, where there are any; float32, the shape stays.
 
-    Factors are powers of two that keep half-precision values in range, and have their
+    Most factors are powers of two that keep half-precision values in range, and have their
     reciprocals in the weights beside them: the model stays exactly what it was.
     """
     if not b.has_weight(f"{site}.scale"):
@@ -41,13 +41,15 @@ def embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     return b.op("Mul", rows, b.op("Unsqueeze", scales, b.ints(-1), name="row_scales_column"), name="rows_scaled")
 
 
-def linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+def linear(b: GraphBuilder, x: ir.Value, path: str, matrix: ir.Value | None = None) -> ir.Value:
     """``x @ weight (+ bias)``; float32 [..., in] -> float32 [..., out].
 
-    The weight was stored transposed, [in, out], as ONNX MatMul multiplies it.
+    The weight was stored transposed, [in, out], as ONNX MatMul multiplies it; ``matrix`` is multiplied
+    in its place, in its own element type.
     """
     name = path.rsplit(".", 1)[-1]
-    y = scaled(b, product(b, "MatMul", x, b.weight(f"{path}.weight"), name=name), path)
+    matrix = b.weight(f"{path}.weight") if matrix is None else matrix
+    y = scaled(b, product(b, "MatMul", x, matrix, name=name), path)
     if b.has_weight(f"{path}.bias"):
         y = b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias")
     return y

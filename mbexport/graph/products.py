@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import MICROSOFT, GraphBuilder, element_type
-from mbexport.graph.layers import EMBEDDING_SCALES, linear, product, scaled
+from mbexport.graph.layers import EMBEDDING_SCALES, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
@@ -44,6 +44,10 @@ class Products:
     def linear(self, x: Entered, path: str) -> ir.Value:
         """``x @ weight (+ bias)``, float32 [batch, sequence, out]; ``path`` is one of the site's matrices."""
         return linear(self._b, x.value, path)
+
+    def embed(self, input_ids: ir.Value) -> ir.Value:
+        """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
+        return embed(self._b, input_ids)
 
     def tied(self, rows: ir.Value, last: str) -> ir.Value:
         """``rows @ embeddings^T (+ bias)``, float32 [n, hidden] -> [n, vocabulary].

@@ -50,11 +50,11 @@ def head_norms(
     fixed = np.zeros(matrix.shape[1]) if bias is None else bias.astype(np.float64)
     if norm_bias is not None:
         fixed = fixed + norm_bias.astype(np.float64) @ matrix
-    norms = [
-        np.sqrt(len(weight)) * np.linalg.norm(part, 2) + np.linalg.norm(rest)
-        for part, rest in zip(np.split(scaled, heads, axis=1), np.split(fixed, heads), strict=True)
-    ]
-    return _up(np.array(norms))
+    parts = scaled.reshape(len(scaled), heads, -1).transpose(1, 0, 2)  # [heads, in, head_dim]
+    # Largest singular values by way of the small square matrices: many times as fast.
+    largest = np.linalg.eigvalsh(parts.transpose(0, 2, 1) @ parts)[:, -1]
+    rest = np.linalg.norm(fixed.reshape(heads, -1), axis=1)
+    return _up(np.sqrt(len(weight) * np.maximum(largest, 0)) + rest)
 
 
 def rotated(bound: FloatArray, heads: int, factor: float) -> FloatArray:

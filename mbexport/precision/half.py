@@ -105,6 +105,11 @@ class HalfWeights:
             for table in ("cos", "sin") if used else ():
                 self._put(f"rope.{kind}.{table}", self._tensors[f"rope.{kind}.{table}"])
 
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Layers whose attention scores FP16 does not surely hold, once all tensors were made."""
+        return tuple(site.name.removesuffix(".attn.scores") for site in self.sites if not site.held)
+
     def _embeddings(self) -> None:
         """A factor for each row of the table, which layer normalization brings to one size whatever it was."""
         table, head = self._tensors[EMBEDDINGS], self._spec.head
@@ -126,8 +131,7 @@ class HalfWeights:
         return shift
 
     def _attention(self, layer: int) -> None:
-        path = f"layers.{layer}.attn"
-        norm = "embeddings.norm" if layer == 0 else f"layers.{layer}.attn_norm"
+        path, norm = f"layers.{layer}.attn", self._attention_norm(layer)
         if layer:
             self._norm(norm)
         enter = self._enter(f"{path}.in", bounds.after_norm(*self._norm_of(norm)))
@@ -136,11 +140,17 @@ class HalfWeights:
         for name, bound, taken in zip(("Wq", "Wk"), products, (turn, -turn), strict=True):
             self._product(f"{path}.{name}", bound, enter, further=taken)
         bound = self._normed_product(f"{path}.Wv", norm)
-        matrix = np.ldexp(self._tensors[f"{path}.Wv.weight"], enter[:, None])
-        shift = self._levels(f"{path}.v", bound)
-        self._put(f"{path}.Wv.weight", self._matrix(path, matrix, -shift))
-        self._bias(f"{path}.Wv", shift)
+        shift = self._values(f"{path}.v", bound)
+        self._lasting(f"{path}.Wv", enter, shift)
         self._leave(f"{path}.Wo", bound, shift)
+
+    def _attention_norm(self, layer: int) -> str:
+        """The normalization that a layer's attention reads: the first has none of its own."""
+        return f"layers.{layer}.attn_norm" if layer else "embeddings.norm"
+
+    def _values(self, site: str, bound: FloatArray) -> IntArray:
+        """What is taken out of each channel of the values, until attention's last product, [hidden]."""
+        return self._levels(site, bound)
 
     def _turn(self, layer: int, norm: str, products: list[FloatArray]) -> IntArray:
         """What a head's queries give up and its keys take on before they meet, [hidden]: their products stay.
@@ -165,11 +175,7 @@ class HalfWeights:
                 f"queries and keys of {path} could reach {worst:.3g}, FP16 holds 65504; "
                 "take --precision bf16, on a GPU that has it"
             )
-        norms = [
-            bounds.head_norms(self._tensors[f"{path}.{name}.weight"], *self._norm_of(norm),
-                              self._tensors.get(f"{path}.{name}.bias"), spec.num_heads)
-            for name in ("Wq", "Wk")
-        ]  # fmt: skip
+        norms = [self._head_norms(f"{path}.{name}", norm) for name in ("Wq", "Wk")]
         score = float((norms[0] * norms[1]).max()) * factor**2 * spec.head_dim**-0.5
         self.sites.append(Site(f"{path}.scores", score, 0, held=score <= MOST_SCORE or not self._limited))
         return np.repeat(turn, spec.head_dim)
@@ -183,12 +189,15 @@ class HalfWeights:
         gates = self._normed_product(f"{path}.Wi_gate", norm)
         matrix = np.ldexp(self._tensors[f"{path}.Wi_gate.weight"], enter[:, None])
         gate = self._shifts(f"{path}.gate", gates, _largest(matrix))
-        self._put(f"{path}.Wi_gate.weight", self._matrix(path, matrix, -gate))
-        self._bias(f"{path}.Wi_gate", gate)
+        self._lasting(f"{path}.Wi_gate", enter, gate)
         gated = gates * _activated(inputs, self._spec.activation)
-        further = self._levels(f"{path}.gated", np.ldexp(gated, -gate))
+        further = self._gated(f"{path}.gated", gated, gate)
         self._factors(f"{path}.gated", -further)
         self._leave(f"{path}.Wo", gated, gate + further)
+
+    def _gated(self, site: str, bound: FloatArray, gate: IntArray) -> IntArray:
+        """What is taken out of each input of the MLP's last product beside ``gate``, [inner]."""
+        return self._levels(site, np.ldexp(bound, -gate))
 
     def _head(self, hidden: FloatArray) -> None:
         head = self._spec.head
@@ -237,6 +246,10 @@ class HalfWeights:
         bias = self._tensors.get(f"{path}.bias")
         return bounds.normed_product(self._tensors[f"{path}.weight"], *self._norm_of(norm), bias)
 
+    def _head_norms(self, path: str, norm: str) -> FloatArray:
+        matrix, bias = self._tensors[f"{path}.weight"], self._tensors.get(f"{path}.bias")
+        return bounds.head_norms(matrix, *self._norm_of(norm), bias, self._spec.num_heads)
+
     def _enter(self, site: str, bound: FloatArray) -> IntArray:
         """What is taken out of a product's inputs, [in], and given to its matrix's rows."""
         shift = self._levels(site, bound)
@@ -250,6 +263,12 @@ class HalfWeights:
         self._put(f"{path}.weight", self._matrix(path, matrix, -shift))
         self._factors(path, shift - further)
         self._bias(path, further)
+
+    def _lasting(self, path: str, enter: IntArray, shift: IntArray) -> None:
+        """A product whose outputs stay without what was taken out."""
+        matrix = np.ldexp(self._tensors[f"{path}.weight"], enter[:, None])
+        self._put(f"{path}.weight", self._matrix(path, matrix, -shift))
+        self._bias(path, shift)
 
     def _leave(self, path: str, inputs: FloatArray, shift: IntArray) -> None:
         """The product that ends a block; ``shift`` was taken out of its inputs."""

@@ -15,10 +15,13 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.products import IntegerProducts
+from mbexport.graph.rope import split_tables
 from mbexport.precision.calibration import Calibration
-from mbexport.precision.integer import integer_tensors, steps
+from mbexport.precision.integer import integer_tensors, quantized_sites, smoothed, steps
+from mbexport.precision.quantized import QuantizedWeights
 from mbexport.version import __version__
 
+ENGINE_FILES = {"int8": "onnx/model_int8_trt.onnx", "fp8": "onnx/model_fp8.onnx"}
 Arrays = dict[str, npt.NDArray[Any] | None]  # None: the model's own tensor, unchanged
 
 
@@ -44,6 +47,7 @@ class Target:
         tensors: from a source and the parts that are kept to all tensors.
         build: from those, as tensors of a graph, to the graph; ``selects_tokens`` as ``build_graph`` takes it.
         selecting_file: of the same graph with outputs of chosen tokens, for fill-mask; None without one.
+        unheld: layers whose attention scores the graph does not surely hold, as the manifest names them.
     """
 
     file: str
@@ -53,6 +57,7 @@ class Target:
     tensors: Callable[[Source, Collection[str]], Arrays]
     build: Callable[..., ir.Model]
     selecting_file: str | None = None
+    unheld: Callable[[Source, Collection[str]], tuple[str, ...]] = lambda source, keep: ()  # noqa: ARG005
 
     def trial(self, source: Source, keep: Collection[str]) -> ir.Model:
         """The graph with all that is its own in memory; the rest stays where it lies."""
@@ -81,3 +86,36 @@ def integer_target(bits: int, *, by_row: bool = True) -> Target:
         return build_graph(spec, weights, "onnxruntime", __version__, selects_tokens=selects_tokens, products=products)
 
     return Target(f"{name}.onnx", "int8", "onnxruntime", bits, tensors, build, f"{name}_selected.onnx")
+
+
+def engine_target(precision: str) -> Target:
+    """The graph that TensorRT engines are built from; every site has one range for all texts.
+
+    Args:
+        precision: ``int8`` or ``fp8``.
+    """
+
+    def make(source: Source, keep: Collection[str]) -> tuple[Arrays, tuple[str, ...]]:
+        spec, sites = source.spec, source.calibration.sites
+        ranges = {site.name: sites[site.name].range for site in quantized_sites(spec, keep)}
+        made: dict[str, npt.NDArray[Any]] = {}
+        smooth = smoothed(spec, source.stored, source.calibration, keep)
+        weights = QuantizedWeights(made.__setitem__, spec, smooth, ranges, precision, keep)
+        weights.make()
+        for kind in [kind for kind in ("global", "local") if f"rope.{kind}.cos" in made]:
+            parts = split_tables(made.pop(f"rope.{kind}.cos"), made.pop(f"rope.{kind}.sin"))
+            made |= {f"rope.{kind}.{name}": part for name, part in parts.items()}
+        return dict(made), weights.unheld
+
+    def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+        return build_graph(spec, weights, "tensorrt", __version__)
+
+    return Target(
+        ENGINE_FILES[precision],
+        precision,
+        "tensorrt",
+        activation_bits=None,
+        tensors=lambda source, keep: make(source, keep)[0],
+        build=build,
+        unheld=lambda source, keep: make(source, keep)[1],
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mbexport.driver import Device, names_model
 from mbexport.errors import BundleError
-from mbexport.manifest import GATED, Engine, Manifest
+from mbexport.manifest import Engine, Manifest
+from mbexport.options import QUANTIZED
 from mbexport.profiles import parse_profiles
 from mbexport.runtime.graphs import doubt
 
@@ -79,7 +80,7 @@ def _not_automatic(engine: Engine, manifest: Manifest) -> str | None:
 
 def doubt_of(engine: Engine, manifest: Manifest) -> str | None:
     """What speaks against an engine's quality; None where nothing does."""
-    return doubt(manifest.origin(engine)) if engine.precision in GATED else None
+    return doubt(manifest.origin(engine)) if engine.precision in QUANTIZED else None
 
 
 def packages(engine: Engine) -> str:

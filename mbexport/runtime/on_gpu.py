@@ -11,7 +11,8 @@ import numpy as np
 
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import BackendError, InputError, MissingExtraError
-from mbexport.manifest import GATED, Engine, Manifest
+from mbexport.manifest import Engine, Manifest
+from mbexport.options import QUANTIZED
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import CUDA, OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits, plan_batches, token_budget
@@ -110,7 +111,7 @@ def _load_engine(bundle: Path, manifest: Manifest, engine: Engine) -> InTurn:
 
 def _on_cuda_provider(bundle: Path, manifest: Manifest, wish: Wish, reasons: list[str]) -> InTurn | None:
     """The first graph that ONNX Runtime runs on the GPU; adds to ``reasons`` why others do not."""
-    if wish.precision in GATED:  # INT8 graphs are made of operators of its CPU, or for TensorRT
+    if wish.precision in QUANTIZED:  # INT8 graphs are made of operators of its CPU, or for TensorRT
         reasons.append(f"on a GPU {wish.precision} is for engines only, and mbexport trt builds those")
         return None
     for graph in choose_graphs(bundle, manifest, wish.precision, reasons):

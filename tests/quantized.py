@@ -1,0 +1,62 @@
+"""TensorRT's INT8 and FP8 graphs for tests, calibrated on random texts, smoothed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from mbexport import manifest as manifests
+from mbexport.bundle.stored import StoredWeights
+from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.graph.encoder import build_graph
+from mbexport.graph.products import ObservedProducts
+from mbexport.graph.sites import encoder_sites
+from mbexport.manifest import Graph
+from mbexport.precision.quantized import QuantizedWeights
+from mbexport.writing import sha256
+from tests.inputs import padded_batch
+
+FILES = {"int8": "onnx/model_int8_trt.onnx", "fp8": "onnx/model_fp8.onnx"}
+
+
+def largest_values(bundle: Path) -> dict[str, float]:
+    """By site, the largest magnitude of what enters it, over a few batches."""
+    manifest = manifests.read(bundle)
+    spec, stored = read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest)
+    model = build_graph(spec, stored.tensors, "tensorrt", "0", products=ObservedProducts)
+    ir.save(model, bundle / "onnx" / "observed.onnx")
+    session = onnxruntime.InferenceSession(bundle / "onnx" / "observed.onnx", providers=["CPUExecutionProvider"])
+    names = [site.name for site in encoder_sites(spec)]
+    seen = dict.fromkeys(names, 0.0)
+    for length in (3, 40, 200):
+        ids, mask = padded_batch(length, spec.vocab_size, seed=1)
+        for name, value in zip(names, session.run(names, {"input_ids": ids, "attention_mask": mask}), strict=True):
+            seen[name] = max(seen[name], float(np.abs(value[mask == 1]).max()))
+    return seen
+
+
+def quantized_tensors(
+    bundle: Path, precision: str, ranges: Mapping[str, float], keep: Collection[str] = (),
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The tensors of the quantized graph; of the bundle's weights where no smoothed ones are given."""
+    manifest, made = manifests.read(bundle), {}
+    stored = StoredWeights(bundle, manifest) if tensors is None else tensors
+    spec = read_bundle_spec(bundle, manifest)
+    QuantizedWeights(made.__setitem__, spec, stored, ranges, precision, keep).make()
+    return made
+
+
+def write_quantized(bundle: Path, precision: str, tensors: Mapping[str, np.ndarray]) -> Graph:
+    """Write the graph of these tensors and put it into the manifest."""
+    manifest, file = manifests.read(bundle), FILES[precision]
+    weights = {name: ir.tensor(np.ascontiguousarray(array), name=name) for name, array in tensors.items()}
+    model = build_graph(read_bundle_spec(bundle, manifest), weights, "tensorrt", "0")
+    ir.save(model, bundle / file, external_data=f"{Path(file).name}_data", size_threshold_bytes=256)
+    graph = Graph(file, precision, "tensorrt", 23, sha256(bundle / file))
+    manifests.write(manifest.with_graph(graph), bundle)
+    return graph
