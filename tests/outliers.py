@@ -14,9 +14,9 @@ LARGEST = 64.0  # powers of two, so that every product of float32 stays the same
 
 
 def blow_up(checkpoint: Path, seed: int = 0, channels: int = 3) -> None:
-    """Multiply single channels of every site by 32 or 64, and what reads them by its reciprocal.
+    """Multiply the strongest channels of every site by 32 or 64, and what reads them by its reciprocal.
 
-    Norms against Wqkv and Wi, values against the output projection, gates against the MLP's last
+    Norms against Wqkv, Wi and the head's matrices, values against the output projection, gates against the MLP's last
     projection, queries against keys. The first layer's attention reads the residual stream, no channel
     of which can be rescaled. For models without norm biases.
     """
@@ -33,6 +33,11 @@ class _Outliers:
     def all(self, heads: int) -> dict[str, torch.Tensor]:
         for layer in range(sum(name.endswith("mlp.Wo.weight") for name in self._tensors)):
             self._layer(f"layers.{layer}", heads, first=layer == 0)
+        for norm, reader in ((f"{self._prefix}final_norm", "head.dense"), ("head.norm", "classifier")):
+            if f"{reader}.weight" in self._tensors:
+                factor = self._factors(self._tensors[f"{norm}.weight"])
+                self._tensors[f"{norm}.weight"].mul_(factor)
+                self._tensors[f"{reader}.weight"].div_(factor)
         return self._tensors
 
     def _layer(self, path: str, heads: int, *, first: bool) -> None:
@@ -40,29 +45,32 @@ class _Outliers:
         wi, mlp_wo = self._weight(f"{path}.mlp.Wi"), self._weight(f"{path}.mlp.Wo")
         hidden, inner = qkv.shape[1], mlp_wo.shape[1]
         if not first:
-            factor = self._factors(hidden)
+            factor = self._factors(self._weight(f"{path}.attn_norm"))
             self._weight(f"{path}.attn_norm").mul_(factor)
             qkv.div_(factor)
-        factor = self._factors(hidden)
+        factor = self._factors(self._weight(f"{path}.mlp_norm"))
         self._weight(f"{path}.mlp_norm").mul_(factor)
         wi.div_(factor)
-        values, turns = self._factors(hidden), self._turns(hidden, heads)
+        values, turns = self._factors(qkv[2 * hidden :]), self._turns(qkv[:hidden], heads)
         qkv.mul_(torch.cat([turns, 1 / turns, values])[:, None])
         wo.div_(values)
-        gates = self._factors(inner)
+        gates = self._factors(wi[inner:])
         wi.mul_(torch.cat([torch.ones(inner), gates])[:, None])
         mlp_wo.div_(gates)
 
     def _weight(self, module: str) -> torch.Tensor:
         return self._tensors[f"{self._prefix}{module}.weight"]
 
-    def _factors(self, count: int) -> torch.Tensor:
-        factor = torch.ones(count)
-        chosen = self._rng.choice(count, self._channels, replace=False)
-        factor[chosen] = torch.from_numpy(self._rng.choice([LARGEST / 2, LARGEST], self._channels)).float()
+    def _factors(self, makers: torch.Tensor) -> torch.Tensor:
+        """One for each of a tensor's first axis, which makes the channels."""
+        sizes = makers.reshape(len(makers), -1).norm(dim=1)
+        factor = torch.ones(len(sizes))
+        drawn = self._rng.choice([LARGEST / 2, LARGEST], self._channels)
+        factor[sizes.topk(self._channels).indices] = torch.from_numpy(drawn).float()
         return factor
 
-    def _turns(self, hidden: int, heads: int) -> torch.Tensor:
+    def _turns(self, queries: torch.Tensor, heads: int) -> torch.Tensor:
         """The same for both channels of a rotated pair, which lie half a head apart."""
-        pairs = self._factors(hidden // 2).reshape(heads, 1, -1)
-        return pairs.expand(-1, 2, -1).reshape(hidden)
+        by_head = queries.reshape(heads, 2, -1, queries.shape[1])
+        pairs = self._factors(by_head.transpose(1, 2).flatten(0, 1)).reshape(heads, 1, -1)
+        return pairs.expand(-1, 2, -1).reshape(len(queries))

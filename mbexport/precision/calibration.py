@@ -13,7 +13,7 @@ from mbexport.errors import BundleError
 from mbexport.precision.strength import Choice
 
 FloatArray = npt.NDArray[np.float32]
-FIGURES = ("strength", "range", "covered", "error", "row_error")
+FIGURES = ("strength", "range", "covered", "error", "row_error", "by_row")
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,14 @@ class Calibration:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 names = [name.removesuffix(".factor") for name in arrays.files if name.endswith(".factor")]
-                sites = {
-                    name: Choice(
-                        arrays[f"{name}.factor"],
-                        **dict(zip(FIGURES, arrays[f"{name}.figures"].tolist(), strict=True)),
-                    )
-                    for name in names
-                }
+                sites = {name: _choice(arrays[f"{name}.factor"], arrays[f"{name}.figures"].tolist()) for name in names}
                 return cls(str(arrays["source"]), int(arrays["texts"]), sites)
         except FileNotFoundError as cause:
             raise BundleError(f"{file} is missing; make it: mbexport int8 BUNDLE --calibration FILE") from cause
         except (OSError, ValueError, KeyError, TypeError) as cause:
             raise BundleError(f"{file} is damaged: {cause}; run mbexport int8 again") from cause
+
+
+def _choice(factor: FloatArray, figures: list[float]) -> Choice:
+    strength, limit, covered, error, row_error, by_row = figures
+    return Choice(factor, strength, limit, covered, error, row_error, bool(by_row))

@@ -18,7 +18,8 @@ STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 # Shares of the sampled values that a range covers; the first is their largest. Values beyond are cut.
 COVERED = (1.0, 0.99999, 0.9999, 0.999)
 MEASURED = 384  # sampled tokens that errors are measured on
-WORTH = 1.5  # a range for each token is taken where one for all tokens has this many times its error
+# A range for each token is taken where one for all tokens, cutting none, has this many times its error.
+WORTH = 1.5
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Choice:
         covered: share of the sampled values within it.
         error: of the products with that range, root mean square over that of the products.
         row_error: the same with a range for each token.
+        by_row: whether tokens are so uneven that a range for each is worth what it costs, where a runtime
+            has it; elsewhere few values are cut there.
     """
 
     factor: FloatArray
@@ -40,17 +43,15 @@ class Choice:
     covered: float
     error: float
     row_error: float
-
-    @property
-    def by_row(self) -> bool:
-        """Whether a range for each token is worth what it costs, where a runtime has it."""
-        return self.error > WORTH * self.row_error
+    by_row: bool
 
 
 def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]) -> Choice:
     """Smoothing and range of a site, by least error of its products.
 
-    Factors are taken from the sampled tokens: one token in a million must not decide them.
+    Factors are taken from the sampled tokens: one token in a million must not decide them. Nothing that
+    was seen is cut where tokens are even: the mean error would be a little less, that of rare tokens,
+    which the sample has few of, much more.
 
     Args:
         rows: sampled tokens, [n, in].
@@ -65,14 +66,15 @@ def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]
         factor = smoothing(sizes, weights, strength)
         smoothed = measured / factor
         coded = [_decoded(matrix * factor[:, None]) for matrix in matrices]
-        trials = [
+        uncut, *cut = (
             (_error(_rounded(smoothed, limit), coded, products), limit, share)
             for share, limit in _ranges(rows / factor, largest / factor)
-        ]
-        error, limit, share = min(trials)
+        )
+        row_error = _error(_rounded(smoothed, np.abs(smoothed).max(axis=1, keepdims=True)), coded, products)
+        by_row = uncut[0] > WORTH * row_error
+        error, limit, share = min(uncut, *cut) if by_row else uncut
         if best is None or error < best.error:
-            by_row = _error(_rounded(smoothed, np.abs(smoothed).max(axis=1, keepdims=True)), coded, products)
-            best = Choice(factor, strength, limit, share, error, by_row)
+            best = Choice(factor, strength, limit, share, error, row_error, by_row)
     assert best is not None
     return best
 

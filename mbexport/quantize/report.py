@@ -81,7 +81,7 @@ class QuantizationReport:
 def site_reports(calibration: Calibration) -> tuple[SiteReport, ...]:
     """Of all sites of a calibration."""
     return tuple(
-        SiteReport(name, **{figure: getattr(choice, figure) for figure in FIGURES}, by_row=choice.by_row)
+        SiteReport(name, **{figure: getattr(choice, figure) for figure in FIGURES})
         for name, choice in calibration.sites.items()
     )
 
