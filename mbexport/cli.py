@@ -25,6 +25,7 @@ from mbexport.options import (
     MIN_AGREEMENT,
     MIN_SIMILARITY,
     REFERENCES,
+    RUNTIME_PRECISIONS,
 )
 from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text, quality_text
 from mbexport.version import __version__
@@ -102,11 +103,12 @@ def _size(path: Path) -> str:
     help="A part that stays in FP32: embeddings, layers.N, layers.N.mlp, layers.N.mlp.gated, ... "
     "May be given several times.",
 )  # fmt: skip
+@click.option("--fp8", is_flag=True, help="Make and judge the FP8 graph for TensorRT (Ada, Hopper and later), too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @common_options
 def int8(  # noqa: PLR0913 (one parameter an option)
     bundle: Path, calibration: Path, held_out: Path | None, min_agreement: float, max_f1_drop: float,
-    min_similarity: float, max_length: int, keep: tuple[str, ...], as_json: bool, quiet: bool,
+    min_similarity: float, max_length: int, keep: tuple[str, ...], fp8: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Add calibrated INT8 graphs to BUNDLE; exit code 1 if one of them fails its quality gate."""
     from mbexport.pipeline import quantize_int8
@@ -116,7 +118,7 @@ def int8(  # noqa: PLR0913 (one parameter an option)
     with progress_bar("Quantizing", quiet=quiet) as progress:
         report = quantize_int8(
             bundle, calibration=calibration, held_out=held_out, limits=limits, max_length=max_length,
-            keep=keep, progress=progress,
+            keep=keep, fp8=fp8, progress=progress,
         )  # fmt: skip
     for message in report.notes:
         note(message, quiet=quiet)
@@ -277,11 +279,15 @@ def bench(  # noqa: PLR0913 (one parameter an option)
 @click.option(
     "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="auto takes a GPU where one is."
 )
+@click.option(
+    "--precision", type=click.Choice(RUNTIME_PRECISIONS), default="auto", show_default=True,
+    help="auto takes INT8 or FP8 where the quality gate passed; a named one is used, and a doubt is said.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
 @common_options
-def predict(
+def predict(  # noqa: PLR0913 (one parameter an option)
     bundle_and_texts: tuple[str, ...], question: str | None, prompt: str | None, file: Path | None,
-    threads: int | None, device: str, as_json: bool, quiet: bool,
+    threads: int | None, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Answer TEXTs, those of --file, or standard input line by line, with a bundle."""
     from mbexport.runtime import load
@@ -292,7 +298,7 @@ def predict(
         raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
     with noted_warnings(quiet=quiet):
         # A few texts do not pay for a second session.
-        model = load(bundle, device, threads=threads, share_cores=not given)
+        model = load(bundle, device, precision, threads, share_cores=not given)
     task = model.manifest.task
     texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
     if question is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mbexport.errors import BundleError
 from mbexport.files import read_json, to_json, write_atomically
+from mbexport.options import QUANTIZED
 
 FILE_NAME = "mbexport.json"
 SCHEMA_VERSION = 1
@@ -48,8 +49,9 @@ class Graph:
 
     ``selects_tokens``: a third input, ``positions``, names the tokens whose outputs are wanted;
     ``keep_fp32``: parts of a half-precision graph whose products are float32, sorted; ``unheld``:
-    layers whose attention scores FP16 does not surely hold; ``gate``: of a quantized graph, ``passed`` or
-    ``failed``, what its quality was found to be; ``activation_bits``: of its activations.
+    layers whose attention scores FP16 does not surely hold. ``activation_bits``: of an INT8 graph for
+    CPUs, 8, or 7 where the CPU's sums of pairs of products would saturate; ``gate``: what the quality
+    gate found, ``passed`` or ``failed``; None: not measured, or a precision that needs none.
     """
 
     file: str
@@ -67,6 +69,11 @@ class Graph:
     def fused(self) -> bool:
         """Whether it is written in ONNX Runtime's own dialect."""
         return self.dialect == "onnxruntime"
+
+    @property
+    def needs_gate(self) -> bool:
+        """Whether its precision costs quality, so that a gate must have measured how much."""
+        return self.precision in QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,11 @@ class Manifest:
             return None
         return ("token_embeddings",) if self.pooling is None else ("sentence_embedding",)
 
+    def origin(self, engine: Engine) -> Graph | None:
+        """The graph that an engine was built from; None where it is gone, or another took its place."""
+        same = (graph for graph in self.graphs if (graph.file, graph.sha256) == (engine.graph, engine.graph_sha256))
+        return next(same, None)
+
     def to_json(self) -> str:
         """The manifest as indented JSON, a line break at its end."""
         return to_json(dataclasses.asdict(self)) + "\n"
@@ -157,13 +169,12 @@ class Manifest:
 
     def without_graph(self, file: str) -> Manifest:
         """A copy without a graph, its own weights file and what was checked of it."""
+        checked = (f"parity of {file}", f"quality of {file}")
         return dataclasses.replace(
             self,
             graphs=tuple(graph for graph in self.graphs if graph.file != file),
             weights=tuple(weights for weights in self.weights if weights.file != f"{file}_data"),
-            checks=tuple(
-                check for check in self.checks if check.what not in (f"parity of {file}", f"quality of {file}")
-            ),
+            checks=tuple(check for check in self.checks if check.what not in checked),
         )
 
     def with_graph(self, graph: Graph, *weights: WeightsFile) -> Manifest:
@@ -321,7 +332,7 @@ class _Reader:
     def _entry(self, key: str, value: object, entry: type[Entry]) -> Entry:
         wanted = {f.name: str(f.type) for f in dataclasses.fields(entry)}
         given = value if isinstance(value, dict) else {}
-        # Lists came later than bundles did: one that is missing is empty.
+        # Fields came later than bundles did: a list that is missing is empty, what may be None is None.
         taken = {name: given.get(name, [] if kind == _TEXTS else None) for name, kind in wanted.items()}
         if not isinstance(value, dict) or not all(_is(taken[name], kind) for name, kind in wanted.items()):
             expected = ", ".join(f"{name}: {kind}" for name, kind in wanted.items())

@@ -120,6 +120,7 @@ def quantize_int8(
     limits: Limits | None = None,
     max_length: int = INT8_MAX_LENGTH,
     keep: Sequence[str] = (),
+    fp8: bool = False,
     progress: Progress = no_progress,
 ) -> QuantizationReport:
     """Give a bundle calibrated INT8 graphs, each behind a quality gate.
@@ -133,6 +134,7 @@ def quantize_int8(
         max_length: texts are cut to so many tokens.
         keep: parts that stay in FP32 from the start: ``embeddings``, ``layers.N``, ``layers.N.attn``,
             ``layers.N.mlp``, or a site such as ``layers.N.mlp.gated``.
+        fp8: make and judge the FP8 graph for TensorRT, too.
         progress: called as the work goes on.
 
     Returns:
@@ -151,7 +153,7 @@ def quantize_int8(
 
     if type(max_length) is not int or max_length < 1:
         raise InputError(f"max_length is {max_length!r}, expected a whole number from 1")
-    options = Options(limits or Held(), max_length, tuple(keep))
+    options = Options(limits or Held(), max_length, tuple(keep), fp8=fp8)
     judging = None if held_out is None else _examples(held_out)
     return quantize(Path(bundle), _examples(calibration), judging, options, progress)
 

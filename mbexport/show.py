@@ -133,19 +133,26 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
     rows.append(("max_length", f"{manifest.max_length} tokens"))
     rows += [("graph", f"{g.file}: {_precision(g)}, {g.dialect}, opset {g.opset}") for g in manifest.graphs]
     rows += [("weights", f"{w.file}: {w.bytes / 1e6:.1f} MB") for w in manifest.weights]
-    graphs = {graph.file: graph.sha256 for graph in manifest.graphs}
     for engine in manifest.engines:
-        rows += _engine_facts(engine, current=graphs.get(engine.graph) == engine.graph_sha256)
+        rows += _engine_facts(engine, current=manifest.origin(engine) is not None)
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
     return facts(rows)
 
 
 def _precision(graph: Graph) -> str:
-    """E.g. ``fp16, embeddings and layers.0 in fp32``."""
-    *others, last = graph.keep_fp32 or ("",)
-    kept = f"{', '.join(others)} and {last}" if others else last
-    return f"{graph.precision}, {kept} in fp32" if kept else graph.precision
+    """E.g. ``fp16, embeddings and layers.0 in fp32``, or ``int8, gate passed, 7-bit activations``."""
+    parts = [graph.precision]
+    if graph.keep_fp32:
+        *others, last = graph.keep_fp32
+        parts.append(f"{', '.join(others)} and {last} in fp32" if others else f"{last} in fp32")
+    if graph.gate is not None:
+        parts.append("gate passed" if graph.gate == "passed" else "gate FAILED")
+    elif graph.needs_gate:
+        parts.append("quality not measured")
+    if graph.activation_bits is not None:
+        parts.append(f"{graph.activation_bits}-bit activations")
+    return ", ".join(parts)
 
 
 def _engine_facts(engine: Engine, *, current: bool) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from mbexport import export_onnx
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.driver import NoGpuError
 from mbexport.errors import BackendError, BundleError, InputError, MissingExtraError
-from mbexport.runtime import FallbackWarning, Model, load
+from mbexport.runtime import FallbackWarning, Model, QualityWarning, load
 from mbexport.runtime import on_gpu as on_gpu_module
 from mbexport.runtime.backends.contexts import MOST_GRAPHS
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
@@ -28,6 +28,7 @@ from mbexport.runtime.backends.tensorrt import TensorRTBackend
 from mbexport.runtime.cuda import Cuda
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.gpu_standin import FakeEngine, Machine, Status, add_engine
+from tests.int8 import add_entry, add_int8
 
 TEXTS = [f"{start} {'more ' * n}" for n in (0, 3, 20, 90) for start in ("The striker scored.", "", "naïve 東京 🎉")]
 
@@ -305,7 +306,7 @@ def test_a_trial_that_fails_gives_back_its_memory_at_once(
     [
         ({"compute_capability": "8.9", "gpu": "rtx4090"}, "is for rtx4090, compute capability 8.9; Stand-in A100 has"),
         ({"builder_version": "1.6.0.10"}, "was built by tensorrt-rtx 1.6.0.10, here is 1.7.1.116"),
-        ({"precision": "int8"}, "is int8, which is taken only where asked for: precision='int8'"),
+        ({"precision": "int8"}, "is not known, so it is taken only where asked for: precision='int8'"),
         ({"builder": "tensorrt", "builder_version": "11.0.0.1"}, "was built by tensorrt 11.0.0.1, here is 10.13"),
     ],
 )
@@ -325,9 +326,66 @@ def test_why_an_engine_does_not_fit(
     assert len(model(TEXTS)) == len(TEXTS)
 
 
+def add_int8_engine(bundle: Path, gate: str | None) -> None:
+    graph = add_entry(bundle, "int8", gate)
+    add_engine(bundle, precision="int8", graph=graph.file, graph_sha256=graph.sha256)
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_int8_engine_is_taken_where_the_gate_of_its_graph_passed(bundle: Path) -> None:
+    add_engine(bundle)
+    add_int8_engine(bundle, "passed")
+    for precision in ("auto", "int8"):
+        assert on_gpu(bundle, precision=precision).description.startswith("a100-fp16-1.engine")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(("gate", "why"), [("failed", "quality gate failed"), (None, "quality was not measured")])
+def test_an_int8_engine_without_a_passed_gate_is_taken_by_name_and_said(
+    gate: str | None, why: str, bundle: Path
+) -> None:
+    add_engine(bundle)
+    add_int8_engine(bundle, gate)
+    assert on_gpu(bundle).description.startswith("a100-fp16-0.engine")
+    with pytest.warns(QualityWarning, match=rf"a100-fp16-1\.engine is used as asked for, and its {why}") as said:
+        assert load(bundle, precision="int8").device == "cuda"
+    assert [warning.filename for warning in said] == [__file__]
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_int8_graph_is_for_the_cpu_where_no_engine_fits(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    add_int8(bundle, "model_int8_reduced.onnx", bits=7)
+    with pytest.warns(FallbackWarning, match="THE CPU IS USED.*on a GPU int8 is for engines only") as said:
+        model = load(bundle, device="cuda", precision="int8")
+    assert (model.device, len(said)) == ("cpu", 1)
+    assert model.description.startswith("model_int8_reduced.onnx")
+    tried: list[str] = []
+
+    class OnCpu(OnnxRuntimeBackend):
+        def __init__(self, graph: Path, threads: int | None = None, *, as_written: bool, provider: str) -> None:
+            tried.append(f"{graph.name} {provider}")
+            super().__init__(graph, threads, as_written=as_written)
+
+    monkeypatch.setattr(on_gpu_module, "OnnxRuntimeBackend", OnCpu)
+    assert on_gpu(bundle).description.startswith("model_ort.onnx")  # auto, as before there was an INT8 graph
+    assert tried == ["model_ort.onnx CUDAExecutionProvider"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_fp8_needs_a_gpu(bundle: Path) -> None:
+    add_entry(bundle, "fp8", "passed")
+    refusal = r"precision is 'fp8', which needs a GPU; on the CPU load it in fp32"
+    with pytest.raises(InputError, match=refusal + "$"):
+        load(bundle, device="cpu", precision="fp8")
+    with pytest.raises(InputError, match=refusal + "; on a GPU fp8 is for engines only"):
+        load(bundle, precision="fp8", device="cuda")
+
+
 def test_named_precision(bundle: Path, machine: Machine) -> None:
     add_engine(bundle, precision="int8")
-    assert on_gpu(bundle, precision="int8").description.startswith("a100-fp16-0.engine")
+    with pytest.warns(QualityWarning, match="its quality is not known"):
+        assert load(bundle, precision="int8").description.startswith("a100-fp16-0.engine")
     machine.cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
     with pytest.raises(BundleError, match=r"holds no int8 graph; it has fp32; .*cudaMalloc of 4096 bytes failed"):
         load(bundle, precision="int8")

@@ -92,7 +92,11 @@ class IntegerProducts(Products):
         if not b.has_weight(f"{site.name}.step"):
             return self._by_row(entered.value, name)
         step = b.weight(f"{site.name}.step")
-        return Entered(b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes"), step)
+        codes = b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes")
+        most = 2 * self._levels + 1
+        if most < np.iinfo(np.uint8).max:  # what lies beyond the range would have codes of all 8 bits
+            codes = b.op("Clip", codes, None, b.constant("most_code", np.uint8(most)), name=f"{name}_cut")
+        return Entered(codes, step)
 
     def _by_row(self, x: ir.Value, name: str) -> Entered:
         """Each token's numbers by its largest magnitude; x [..., in]."""

@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 # Shares of the sampled values that a range covers; the first is their largest. Values beyond are cut.
 COVERED = (1.0, 0.99999, 0.9999, 0.999)
+MEASURED = 384  # sampled tokens that errors are measured on
 WORTH = 1.5  # a range for each token is taken where one for all tokens has this many times its error
 
 
@@ -49,21 +50,24 @@ class Choice:
 def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]) -> Choice:
     """Smoothing and range of a site, by least error of its products.
 
+    Factors are taken from the sampled tokens: one token in a million must not decide them.
+
     Args:
         rows: sampled tokens, [n, in].
         largest: of each channel, over all tokens that were seen, [in].
         matrices: what the values are multiplied with, each [in, out].
     """
     weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    products = [rows @ matrix for matrix in matrices]
+    sizes, measured = np.abs(rows).max(axis=0), rows[:: -(-len(rows) // MEASURED)]
+    products = [measured @ matrix for matrix in matrices]
     best: Choice | None = None
     for strength in STRENGTHS:
-        factor = smoothing(largest, weights, strength)
-        smoothed = rows / factor
+        factor = smoothing(sizes, weights, strength)
+        smoothed = measured / factor
         coded = [_decoded(matrix * factor[:, None]) for matrix in matrices]
         trials = [
             (_error(_rounded(smoothed, limit), coded, products), limit, share)
-            for share, limit in _ranges(smoothed, largest / factor)
+            for share, limit in _ranges(rows / factor, largest / factor)
         ]
         error, limit, share = min(trials)
         if best is None or error < best.error:

@@ -20,7 +20,8 @@ from mbexport.version import __version__
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-SAMPLED = 512  # tokens whose values are kept, of each site
+SAMPLED = 1024  # tokens whose values are kept, of each site
+FIRSTS = 4  # every so many texts the first token is kept, which some models pool and others make large
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ def observe(
     names = [site.name for site in encoder_sites(spec)]
     largest: dict[str, FloatArray] = {}
     rows: dict[str, list[FloatArray]] = {name: [] for name in names}
+    rng = np.random.default_rng(0)
     for number, text in enumerate(ids):
-        places = _sampled(len(text), SAMPLED // len(ids) + 1)
+        places = rng.choice(len(text), min(-(-SAMPLED // len(ids)), len(text)), replace=False)
+        places = np.union1d(places, [0]) if number % FIRSTS == 0 else places
         values = session.run(text[None], np.ones_like(text[None]), wanted=names)
         for name, value in zip(names, values, strict=True):
             found = np.abs(value[0]).max(axis=0)
@@ -62,8 +65,3 @@ def observe(
             rows[name].append(value[0, places])
         progress(number + 1, len(ids), "watching")
     return {name: Observed(largest[name], np.concatenate(rows[name])) for name in names}
-
-
-def _sampled(length: int, count: int) -> IntArray:
-    """Places of a text, evenly spread; the first and last with them, whose values are often the largest."""
-    return np.unique(np.linspace(0, length - 1, min(max(count, 2), length)).astype(np.int64))

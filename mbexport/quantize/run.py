@@ -14,7 +14,7 @@ from mbexport.files import Progress, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Check, Graph, Manifest
-from mbexport.options import INT8_MAX_LENGTH
+from mbexport.options import INT8_MAX_LENGTH, QUANTIZED
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.integer import quantized_sites
 from mbexport.precision.strength import choose
@@ -24,18 +24,16 @@ from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.report import GraphReport, QuantizationReport, page, site_reports
 from mbexport.quantize.samples import Sample, Sampler, Samples, label_note, split
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
-from mbexport.quantize.targets import Source, Target, integer_target
+from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.runtime.text import bundle_encoder
 from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder
 
 CALIBRATION_FILE = "reports/calibration.npz"
-DATA_FILE = "onnx/model_int8.onnx_data"
 FP32_DATA_FILE = "onnx/model.onnx_data"
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"
-GRAPHS = 2  # that are judged
 SCANNED = 16  # texts that the costs of parts are told from
 
 
@@ -48,12 +46,14 @@ class Options:
         max_length: tokens that texts are cut to.
         keep: parts that stay in higher precision from the start.
         search: whether to look for parts to keep, where a graph fails.
+        fp8: whether to make the FP8 graph, too.
     """
 
     limits: Limits = field(default_factory=Limits)
     max_length: int = INT8_MAX_LENGTH
     keep: tuple[str, ...] = ()
     search: bool = True
+    fp8: bool = False
 
 
 def quantize(
@@ -87,13 +87,17 @@ def quantize(
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))
     source = replace(uncalibrated, calibration=_calibrate(manifest, uncalibrated, samples, steps))
+    steps.expect(len(samples.held_out) * (1 + len(_targets(options))))
     gate = _Gate(manifest, source, samples, options, steps)
-    verdicts = [gate.settle(target) for target in (integer_target(8), integer_target(7))]
+    verdicts = [gate.settle(target) for target in _targets(options)]
     note = label_note(manifest, samples.held_out)
     try:
         make_folder(bundle / "reports")
         source.calibration.save(bundle / CALIBRATION_FILE)
-        _place(bundle, source, verdicts, options.limits)
+        for precision in QUANTIZED:
+            chosen = [verdict for verdict in verdicts if verdict.target.precision == precision]
+            if chosen:
+                _place(bundle, source, chosen, options.limits)
         report = QuantizationReport(
             passed=not any(verdict.faults for verdict in verdicts),
             graphs=tuple(verdict.report() for verdict in verdicts),
@@ -103,7 +107,7 @@ def quantize(
             held_out_texts=len(samples.held_out),
             max_length=options.max_length,
             limits=options.limits,
-            weight_bytes=(bundle / DATA_FILE).stat().st_size,
+            weight_bytes=(bundle / data_file("int8")).stat().st_size,
             fp32_bytes=sum(weights.bytes for weights in manifest.weights if weights.file == FP32_DATA_FILE),
             notes=() if note is None else (note,),
         )
@@ -112,6 +116,16 @@ def quantize(
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return report
+
+
+def _targets(options: Options) -> tuple[Target, ...]:
+    eight_bits = (integer_target(8), integer_target(7), engine_target("int8"))
+    return (*eight_bits, engine_target("fp8")) if options.fp8 else eight_bits
+
+
+def data_file(precision: str) -> str:
+    """The weights of all graphs of a precision."""
+    return f"onnx/model_{precision}.onnx_data"
 
 
 class _Steps:
@@ -131,7 +145,7 @@ class _Steps:
 def _calibrate(manifest: Manifest, source: Source, samples: Samples, steps: _Steps) -> Calibration:
     """Smoothing and ranges of every site."""
     ids, sites = [sample.ids for sample in samples.calibration], encoder_sites(source.spec)
-    steps.expect(len(ids) + len(sites) + (1 + GRAPHS) * len(samples.held_out))
+    steps.expect(len(ids) + len(sites))
     observed = observe(source.spec, source.stored.tensors, ids, lambda done, of, what: steps.tick(what))  # noqa: ARG005
     chosen = {}
     for site in sites:
@@ -217,14 +231,15 @@ def _place(bundle: Path, source: Source, verdicts: Sequence[_Verdict], limits: L
         }
         for verdict in verdicts
     ]
-    with written(bundle, DATA_FILE, tensors) as weights:
+    file = data_file(verdicts[0].target.precision)
+    with written(bundle, file, tensors) as weights:
         graphs = []
         for number, verdict in enumerate(verdicts):
-            target, own = verdict.target, weights.tensors(number, bundle / DATA_FILE)
+            target, own = verdict.target, weights.tensors(number, bundle / file)
             entry = Graph(
                 target.file, target.precision, target.dialect, DIALECTS[target.dialect].opset, "",
-                keep_fp32=verdict.keep, activation_bits=target.activation_bits,
-                gate="failed" if verdict.faults else "passed",
+                keep_fp32=verdict.keep, unheld=target.unheld(source, verdict.keep),
+                activation_bits=target.activation_bits, gate="failed" if verdict.faults else "passed",
             )  # fmt: skip
             figures = verdict.quality.to_dict() | {"limits": asdict(limits)}
             check = Check(f"quality of {target.file}", REFERENCE, figures, not verdict.faults)

@@ -15,6 +15,7 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.products import IntegerProducts
+from mbexport.graph.rope import split_tables
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.integer import integer_tensors, quantized_sites, smoothed, steps
 from mbexport.precision.quantized import QuantizedWeights
@@ -97,11 +98,14 @@ def engine_target(precision: str) -> Target:
     def make(source: Source, keep: Collection[str]) -> tuple[Arrays, tuple[str, ...]]:
         spec, sites = source.spec, source.calibration.sites
         ranges = {site.name: sites[site.name].range for site in quantized_sites(spec, keep)}
-        made: Arrays = {}
+        made: dict[str, npt.NDArray[Any]] = {}
         smooth = smoothed(spec, source.stored, source.calibration, keep)
         weights = QuantizedWeights(made.__setitem__, spec, smooth, ranges, precision, keep)
         weights.make()
-        return made, weights.unheld
+        for kind in [kind for kind in ("global", "local") if f"rope.{kind}.cos" in made]:
+            parts = split_tables(made.pop(f"rope.{kind}.cos"), made.pop(f"rope.{kind}.sin"))
+            made |= {f"rope.{kind}.{name}": part for name, part in parts.items()}
+        return dict(made), weights.unheld
 
     def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
         return build_graph(spec, weights, "tensorrt", __version__)

@@ -7,6 +7,7 @@ imported where a GPU and an engine for it are there.
 from __future__ import annotations
 
 from mbexport.runtime.fallback import FallbackWarning
+from mbexport.runtime.graphs import QualityWarning
 from mbexport.runtime.model import Model, TruncationWarning, load
 
-__all__ = ["FallbackWarning", "Model", "TruncationWarning", "load"]
+__all__ = ["FallbackWarning", "Model", "QualityWarning", "TruncationWarning", "load"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mbexport.driver import Device, names_model
 from mbexport.errors import BundleError
-from mbexport.manifest import Engine
+from mbexport.manifest import Engine, Manifest
+from mbexport.options import QUANTIZED
 from mbexport.profiles import parse_profiles
+from mbexport.runtime.graphs import doubt
 
-# What precision="auto" takes, by preference. INT8 and FP8 cost quality, so they must be named.
-AUTOMATIC = ("fp16", "bf16", "fp32")
+# What precision="auto" takes, by preference: INT8 and FP8 only where their quality gate passed. The order is that
+# of the speeds that NVIDIA publishes for its tensor cores; mbexport has measured none of it.
+AUTOMATIC = ("int8", "fp8", "fp16", "bf16", "fp32")
 # By builder, the distributions that a module's version may be recorded under.
 DISTRIBUTIONS = {
     "tensorrt-rtx": ("tensorrt_rtx",),
@@ -29,32 +32,30 @@ class Choice:
     refused: tuple[str, ...]
 
 
-def choose_engines(
-    engines: Sequence[Engine], gpu: Device, precision: str, installed: Callable[[str], str | None]
-) -> Choice:
-    """Engines for a GPU.
+def choose_engines(manifest: Manifest, gpu: Device, precision: str, installed: Callable[[str], str | None]) -> Choice:
+    """A bundle's engines for a GPU.
 
     Args:
-        engines: of the manifest.
+        manifest: of the bundle: its engines, and the graphs that they were built from.
         gpu: the GPU.
         precision: ``auto``, or the one precision wanted; engines of others are passed over unsaid.
         installed: from a builder to the version of its runtime, None where there is none.
     """
-    wanted = [engine for engine in engines if precision in ("auto", engine.precision)]
+    wanted = [engine for engine in manifest.engines if precision in ("auto", engine.precision)]
     # Where the bundle has engines for this GPU, those for other machines are nothing to speak of.
     wanted = [engine for engine in wanted if _other_gpu(engine, gpu) is None] or wanted
-    faults = {engine: _fault(engine, gpu, precision, installed) for engine in wanted}
+    faults = {engine: _fault(engine, gpu, installed) for engine in wanted}
+    if precision == "auto":
+        faults = {engine: fault or _not_automatic(engine, manifest) for engine, fault in faults.items()}
     fitting = sorted((engine for engine in wanted if faults[engine] is None), key=lambda engine: _rank(engine, gpu))
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
 
 
-def _fault(engine: Engine, gpu: Device, precision: str, installed: Callable[[str], str | None]) -> str | None:
+def _fault(engine: Engine, gpu: Device, installed: Callable[[str], str | None]) -> str | None:
     """Why an engine does not fit; None if it does."""
     other = _other_gpu(engine, gpu)
     if other is not None:
         return other
-    if precision == "auto" and engine.precision not in AUTOMATIC:
-        return f"is {engine.precision}, which is taken only where asked for: precision={engine.precision!r}"
     if engine.builder not in DISTRIBUTIONS:
         return f"was built by {engine.builder!r}, this version runs engines of {' and '.join(DISTRIBUTIONS)}"
     version = installed(engine.builder)
@@ -66,6 +67,20 @@ def _fault(engine: Engine, gpu: Device, precision: str, installed: Callable[[str
             f"the release that built it: pip install {packages(engine)}, or build it again with mbexport trt"
         )
     return None
+
+
+def _not_automatic(engine: Engine, manifest: Manifest) -> str | None:
+    """Why an engine is taken only by the name of its precision; None if ``auto`` takes it."""
+    fault = doubt_of(engine, manifest)
+    if fault is None and engine.precision in AUTOMATIC:
+        return None
+    but = f", and {fault}, so it" if fault else ", which"
+    return f"is {engine.precision}{but} is taken only where asked for: precision={engine.precision!r}"
+
+
+def doubt_of(engine: Engine, manifest: Manifest) -> str | None:
+    """What speaks against an engine's quality; None where nothing does."""
+    return doubt(manifest.origin(engine)) if engine.precision in QUANTIZED else None
 
 
 def packages(engine: Engine) -> str:

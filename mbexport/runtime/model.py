@@ -293,7 +293,10 @@ def load(
             with the reasons (FallbackWarning), also where ``cuda`` was asked for: ``device`` of the model
             says what is in use, ``cuda`` or ``cpu``, for a service that must not run on the CPU.
         precision: ``auto`` or a precision that the bundle has, e.g. ``fp32``. ``auto`` takes an engine of
-            fp16, bf16 or fp32, in that order, never one of int8 or fp8, and an fp32 graph. ``bf16`` needs a GPU.
+            int8, fp8, fp16, bf16 or fp32, in that order; on the CPU an int8 graph, else fp32; through ONNX
+            Runtime's CUDA provider fp32. What is int8 or fp8 it takes only where its quality gate passed;
+            named, it is used in any case, and a doubt is warned of (QualityWarning). Of the int8 graphs
+            that one is used which this CPU computes exactly. ``bf16`` and ``fp8`` need a GPU.
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
         share_cores: on a CPU, whether texts of one call may run side by side, one core each. It is faster;
@@ -301,8 +304,9 @@ def load(
             weights are in memory twice.
 
     Raises:
-        BundleError: no bundle there, a file of it missing, cut short or changed, no such precision.
-        InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` where none is used.
+        BundleError: no bundle there, a file of it missing, cut short or changed, no such precision, or
+            an int8 graph in which this CPU would saturate.
+        InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` or ``fp8`` where none is used.
         BackendError: ONNX Runtime refuses the graph.
     """
     if device not in DEVICES:

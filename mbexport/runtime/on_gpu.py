@@ -12,13 +12,15 @@ import numpy as np
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import BackendError, InputError, MissingExtraError
 from mbexport.manifest import Engine, Manifest
+from mbexport.options import QUANTIZED
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import CUDA, OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits, plan_batches, token_budget
-from mbexport.runtime.engines import choose_engines, installed_version
+from mbexport.runtime.engines import choose_engines, doubt_of, installed_version
 from mbexport.runtime.fallback import FallbackWarning
+from mbexport.runtime.graphs import QualityWarning, choose_graphs, cpu_graph, warning_of
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.start import Wish, choose_graphs, cpu_graph
+from mbexport.runtime.start import Wish
 
 CPU_USED = "THE CPU IS USED, not the GPU"
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def start_on_gpu(bundle: Path, manifest: Manifest, wish: Wish) -> InTurn | None:
     No GPU under ``device="auto"`` is nothing to warn of: the bundle serves several machines.
 
     Raises:
-        BundleError: an engine that fits is not the manifest's.
+        BundleError: an engine that fits is not the manifest's, or nothing of the precision is for this machine.
         InputError: ``device="cuda"``, and there is no GPU; or the precision runs on the GPU only, and not on this one.
     """
     try:
@@ -80,12 +82,17 @@ def _warn(message: str) -> None:
 
 def _on_engine(bundle: Path, manifest: Manifest, wish: Wish, gpu: Device, reasons: list[str]) -> InTurn | None:
     """The best engine that loads and runs; adds to ``reasons`` why others do not."""
-    choice = choose_engines(manifest.engines, gpu, wish.precision, installed_version)
+    choice = choose_engines(manifest, gpu, wish.precision, installed_version)
     for engine in choice.fitting:
         try:
-            return _load_engine(bundle, manifest, engine)
+            executor = _load_engine(bundle, manifest, engine)
         except (BackendError, MissingExtraError) as cause:  # noqa: PERF203 (few engines)
             reasons.append(f"{engine.file} does not run: {cause}")
+        else:
+            fault = doubt_of(engine, manifest)
+            if fault is not None:
+                warnings.warn(warning_of(bundle / engine.file, fault), QualityWarning, stacklevel=5)
+            return executor
     reasons.extend(choice.refused)
     return None
 
@@ -104,6 +111,9 @@ def _load_engine(bundle: Path, manifest: Manifest, engine: Engine) -> InTurn:
 
 def _on_cuda_provider(bundle: Path, manifest: Manifest, wish: Wish, reasons: list[str]) -> InTurn | None:
     """The first graph that ONNX Runtime runs on the GPU; adds to ``reasons`` why others do not."""
+    if wish.precision in QUANTIZED:  # INT8 graphs are made of operators of its CPU, or for TensorRT
+        reasons.append(f"on a GPU {wish.precision} is for engines only, and mbexport trt builds those")
+        return None
     for graph in choose_graphs(bundle, manifest, wish.precision, reasons):
         try:
             backend = OnnxRuntimeBackend(bundle / graph.file, wish.threads, as_written=graph.fused, provider=CUDA)

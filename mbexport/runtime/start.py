@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from mbexport.errors import BundleError, InputError
-from mbexport.manifest import Graph, Manifest
+from mbexport.manifest import Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
 from mbexport.runtime.cores import Cores
+from mbexport.runtime.graphs import QualityWarning, cpu_graph, doubt, warning_of
 from mbexport.runtime.schedule import Run
 
-NOT_ON_CPU = frozenset({"bf16"})  # precisions that ONNX Runtime has no kernels of there
 T = TypeVar("T")
 
 
@@ -43,10 +43,10 @@ class Wish:
 
 
 def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
-    """Load the best that runs here.
+    """Load the best that runs here; a QualityWarning where no quality gate let it pass.
 
     Raises:
-        BundleError: no graph of the precision, or an engine that is not the manifest's.
+        BundleError: no graph of the precision that this CPU computes exactly, or an engine that is not the manifest's.
         InputError: a GPU is asked for, or needed for the precision, and there is none.
         BackendError: ONNX Runtime refuses the graph.
     """
@@ -57,45 +57,7 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
         if executor is not None:
             return executor
     graph = cpu_graph(bundle, manifest, wish.precision)
+    fault = doubt(graph) if graph.needs_gate else None
+    if fault is not None:
+        warnings.warn(warning_of(bundle / graph.file, fault), QualityWarning, stacklevel=3)  # in load's caller
     return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
-
-
-def cpu_graph(bundle: Path, manifest: Manifest, precision: str, reasons: Sequence[str] = ()) -> Graph:
-    """The graph of a precision that runs on the CPU.
-
-    Args:
-        bundle: the bundle.
-        manifest: its manifest.
-        precision: the precision, or ``auto``.
-        reasons: why the GPU is not used, where there are some.
-
-    Raises:
-        BundleError: there is none of the precision.
-        InputError: the precision needs a GPU.
-    """
-    graph = choose_graphs(bundle, manifest, precision, reasons)[0]
-    if graph.precision in NOT_ON_CPU:
-        here = " or ".join(sorted({graph.precision for graph in manifest.graphs} - NOT_ON_CPU)) or "none that it has"
-        message = f"{bundle}: precision is {precision!r}, which needs a GPU; on the CPU load it in {here}"
-        raise InputError("; ".join([message, *reasons]))
-    return graph
-
-
-def choose_graphs(bundle: Path, manifest: Manifest, precision: str, reasons: Sequence[str] = ()) -> list[Graph]:
-    """The graphs of a precision, FP32 for ``auto``, the one for ONNX Runtime first.
-
-    Args:
-        bundle: the bundle.
-        manifest: its manifest.
-        precision: the precision.
-        reasons: why engines of that precision do not run, where there are some.
-
-    Raises:
-        BundleError: there is none.
-    """
-    wanted = "fp32" if precision == "auto" else precision
-    graphs = [graph for graph in manifest.graphs if graph.precision == wanted]
-    if not graphs:
-        have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
-        raise BundleError("; ".join([f"{bundle} holds no {wanted} graph; it has {have}", *reasons]))
-    return sorted(graphs, key=lambda graph: (graph.selects_tokens, graph.fused), reverse=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from mbexport.driver import DRIVER, Device, find_gpu, gpu_memory, names_model
 from mbexport.engines.local import gpu_of
 from mbexport.errors import BackendError
-from mbexport.manifest import Engine
+from mbexport.manifest import Engine, Graph, Manifest, Source
 from mbexport.runtime.engines import Choice, choose_engines, installed_version, same_release
 
 A100 = Device("NVIDIA A100-SXM4-40GB", "8.0")
@@ -35,8 +36,20 @@ def engine(file: str, **fields: Any) -> Engine:
     return Engine(**(entry | fields))
 
 
-def names(engines: list[Engine], precision: str = "auto", gpu: Device = A100) -> list[str]:
-    return [found.file for found in choose_engines(engines, gpu, precision, VERSIONS.get).fitting]
+def choose(
+    engines: list[Engine],
+    precision: str = "auto",
+    *,
+    gpu: Device = A100,
+    installed: Callable[[str], str | None] = VERSIONS.get,
+    graphs: tuple[Graph, ...] = (),
+) -> Choice:
+    manifest = Manifest(Source("m", "0"), "fill-mask", 512, graphs=graphs, engines=tuple(engines))
+    return choose_engines(manifest, gpu, precision, installed)
+
+
+def names(engines: list[Engine], precision: str = "auto", **options: Any) -> list[str]:
+    return [found.file for found in choose(engines, precision, **options).fitting]
 
 
 def test_the_best_comes_first() -> None:
@@ -64,10 +77,10 @@ def test_tensorrt_is_for_one_model_tensorrt_rtx_for_a_compute_capability() -> No
     l4 = Device("NVIDIA L4", "8.9")
     rtx = engine("rtx", gpu="rtx4090", compute_capability="8.9")
     tuned = replace(rtx, file="tuned", builder="tensorrt", builder_version=VERSIONS["tensorrt"])
-    choice = choose_engines([tuned], l4, "auto", VERSIONS.get)
+    choice = choose([tuned], gpu=l4)
     assert choice.fitting == ()
     assert "tuned was built by tensorrt on rtx4090, which is another model than NVIDIA L4" in choice.refused[0]
-    assert choose_engines([tuned, rtx], l4, "auto", VERSIONS.get) == Choice((rtx,), ())
+    assert choose([tuned, rtx], gpu=l4) == Choice((rtx,), ())
     assert names([tuned, rtx], gpu=Device("NVIDIA GeForce RTX 4090", "8.9")) == ["tuned", "rtx"]
 
 
@@ -101,24 +114,57 @@ def test_a_short_name_of_a_gpu(name: str, title: str, same: bool) -> None:
     assert names_model(name, title) is same
 
 
-def test_int8_and_fp8_must_be_named() -> None:
-    engines = [engine("int8", precision="int8"), engine("fp8", precision="fp8")]
-    choice = choose_engines(engines, A100, "auto", VERSIONS.get)
-    assert choice.fitting == ()
-    assert [reason.split(" is ")[0] for reason in choice.refused] == ["int8", "fp8"]
+def quantized(precision: str) -> Engine:
+    return engine(precision, precision=precision, graph=f"onnx/model_{precision}.onnx", graph_sha256=precision)
+
+
+def origin(precision: str, gate: str | None, sha256: str | None = None) -> Graph:
+    return Graph(f"onnx/model_{precision}.onnx", precision, "tensorrt", 23, sha256 or precision, gate=gate)
+
+
+def test_int8_and_fp8_are_taken_first_where_the_gate_of_their_graph_passed() -> None:
+    engines = [engine("fp16"), quantized("fp8"), quantized("int8")]
+    assert names(engines, graphs=(origin("int8", "passed"), origin("fp8", "passed"))) == ["int8", "fp8", "fp16"]
+    assert names(engines, graphs=(origin("int8", "failed"), origin("fp8", "passed"))) == ["fp8", "fp16"]
+    assert names(engines, graphs=(origin("int8", "passed"),)) == ["int8", "fp16"]
+    assert names(engines) == ["fp16"]
     assert names(engines, "fp8") == ["fp8"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "why"),
+    [
+        (origin("int8", "failed"), "its quality gate failed"),
+        (origin("int8", None), "its quality was not measured"),
+        (origin("int8", "passed", "another"), "the graph that it was built from is gone, so its quality is not known"),
+        (origin("fp8", "passed"), "the graph that it was built from is gone, so its quality is not known"),
+    ],
+)
+def test_without_a_passed_gate_an_engine_must_be_named(graph: Graph, why: str) -> None:
+    choice = choose([quantized("int8")], graphs=(graph,))
+    assert choice.fitting == ()
+    taken = "so it is taken only where asked for: precision='int8'"
+    assert choice.refused == (f"int8 is int8, and {why}, {taken}",)
+    assert names([quantized("int8")], "int8", graphs=(graph,)) == ["int8"]
+
+
+def test_no_engine_of_an_unknown_precision_is_taken_unasked() -> None:
+    graphs = (origin("int4", "passed"),)
+    (fault,) = choose([quantized("int4")], graphs=graphs).refused
+    assert fault == "int4 is int4, which is taken only where asked for: precision='int4'"
+    assert names([quantized("int4")], "int4", graphs=graphs) == ["int4"]
 
 
 def test_engines_for_other_machines_are_reasons_where_there_are_no_others() -> None:
     others = [engine("t4", compute_capability="7.5"), engine("l4", compute_capability="8.9")]
-    assert len(choose_engines(others, A100, "auto", VERSIONS.get).refused) == 2
+    assert len(choose(others).refused) == 2
     mine = engine("mine", builder_version="1.0.0.0")
-    refused = choose_engines([*others, mine], A100, "auto", VERSIONS.get).refused
+    refused = choose([*others, mine]).refused
     assert [reason.split()[0] for reason in refused] == ["mine"]
 
 
 def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
-    assert choose_engines([engine("fp16")], A100, "fp32", VERSIONS.get).refused == ()
+    assert choose([engine("fp16")], "fp32").refused == ()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +179,7 @@ def test_engines_of_another_precision_than_asked_for_are_no_reason() -> None:
     ],
 )
 def test_every_reason_is_one_sentence(fields: dict[str, str], reason: str) -> None:
-    choice = choose_engines([engine("e", **fields)], A100, "auto", VERSIONS.get)
+    choice = choose([engine("e", **fields)])
     assert choice.fitting == ()
     assert reason in choice.refused[0]
     assert choice.refused[0].startswith("e ")
@@ -143,13 +189,13 @@ def test_every_reason_is_one_sentence(fields: dict[str, str], reason: str) -> No
 @pytest.mark.parametrize(("builder", "release"), [("tensorrt-rtx", "1.7.1"), ("tensorrt", "10.13.3")])
 def test_a_missing_tensorrt_is_named_by_what_a_serving_machine_needs(builder: str, release: str) -> None:
     """Not by an extra: those are for building, and bring Polygraphy and the exporter."""
-    choice = choose_engines([engine("e", builder=builder)], A100, "auto", lambda _: None)
+    choice = choose([engine("e", builder=builder)], installed=lambda _: None)
     install = f"pip install '{builder}=={release}.*' cuda-bindings"
     assert choice.refused == (f"e needs {builder}, which is not installed: {install}",)
 
 
 def test_a_command_that_is_named_holds_no_other() -> None:
-    (fault,) = choose_engines([engine("e", builder_version="1'; other #")], A100, "auto", lambda _: None).refused
+    (fault,) = choose([engine("e", builder_version="1'; other #")], installed=lambda _: None).refused
     assert shlex.split(fault.split("pip install ")[1]) == ["tensorrt-rtx==1'; other #.*", "cuda-bindings"]
 
 
