@@ -186,7 +186,7 @@ class _Build:
             except NotFusedError:
                 continue
             self._check_attention(built)
-            return _Made(built, memory, frozenset(loose), look(file, self.source.products))
+            return _Made(built, memory, frozenset(loose), look(file, self.source.products, len(self.profiles)))
         raise EngineError(
             f"{self.target.builder} builds the attention of {self.graph.file} neither fused nor otherwise"
         )

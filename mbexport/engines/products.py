@@ -1,15 +1,16 @@
 """Which of a graph's products an engine really computes in 8 bits, read from the engine itself.
 
-An engine of TensorRT-RTX holds its program as text, one for each profile: a line that declares each
-tensor, with its type, and a line for each operation, with the ONNX nodes that it stands for. It is
-documented nowhere, so an engine without such a text (TensorRT's own) says nothing, rather than no.
+An engine of TensorRT-RTX holds its programs as text, one or several for each profile: a line that
+declares each tensor, with its type, and a line for each operation, with the ONNX nodes that it stands
+for. It is documented nowhere, so an engine without such a text (TensorRT's own) says nothing, rather
+than no.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Products:
     Attributes:
         precision: of the codes, ``int8`` or ``fp8``.
         asked: how many the graph has; further products are FP16.
-        unseen: names of those that are not there as such in the program of each profile; None where the
+        unseen: names of those that are not there as such in the programs of every profile; None where the
             engine does not say.
     """
 
@@ -64,39 +65,46 @@ def _codes_of(matrix: ir.Value | None) -> str | None:
     return CODES.get(codes.dtype) if codes is not None and codes.dtype is not None else None
 
 
-def look(engine: Path, asked: dict[str, str]) -> Products | None:
+def look(engine: Path, asked: dict[str, str], profiles: int) -> Products | None:
     """What becomes of a graph's products with codes in an engine; None where the graph has none.
 
     Args:
         engine: the file.
         asked: as :func:`code_products` gives them.
+        profiles: how many the engine has; each computes all of them.
     """
     if not asked:
         return None
     precision = next(iter(asked.values()))
-    programs = list(_programs(engine))
-    if not programs:
+    seen: dict[str, list[str]] = {}
+    for name, kind in _seen(engine):
+        seen.setdefault(name, []).append(kind)
+    if not seen:
         return Products(precision, len(asked), None)
-    unseen = [name for name, kind in asked.items() if any(program.get(name) != kind for program in programs)]
+    unseen = [name for name, kind in asked.items() if not _only(kind, seen.get(name, []), profiles)]
     return Products(precision, len(asked), tuple(unseen))
 
 
-def _programs(engine: Path) -> Iterator[dict[str, str]]:
-    """Of each program, the products that have codes on both sides: name of the node, and type."""
+def _only(kind: str, seen: Sequence[str], times: int) -> bool:
+    """Whether a product is in the programs as often as it has to be, each time in that type."""
+    return len(seen) >= times and set(seen) == {kind}
+
+
+def _seen(engine: Path) -> Iterator[tuple[str, str]]:
+    """The products of all programs: name of the node, and type of both sides, else ``mixed``."""
     with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for main in _PROGRAM.finditer(data):
             declared = data[data.rfind(b"\0", 0, main.start()) + 1 : main.start()]
             types = {name: kind.decode() for name, kind in _TENSOR.findall(declared)}
-            yield dict(_products(main[1], types))
+            yield from _products(main[1], types)
 
 
 def _products(operations: bytes, types: dict[bytes, str]) -> Iterator[tuple[str, str]]:
     for left, right, nodes in _PRODUCT.findall(operations):
-        kinds = {types.get(left), types.get(right)}
-        kind = _PROGRAM_TYPES.get(kinds.pop() or "") if len(kinds) == 1 else None
-        if kind is not None:
-            for name in _NODE.findall(nodes):
-                yield name.decode(), kind
+        kinds = {types.get(left, "unknown"), types.get(right, "unknown")}
+        kind = kinds.pop() if len(kinds) == 1 else "mixed"
+        for name in _NODE.findall(nodes):
+            yield name.decode(), _PROGRAM_TYPES.get(kind, kind)
 
 
 def products_warning(products: Products | None, file: str) -> str | None:
