@@ -18,8 +18,9 @@ STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 # Shares of the sampled values that a range covers; the first is their largest. Values beyond are cut.
 COVERED = (1.0, 0.99999, 0.9999, 0.999)
 MEASURED = 384  # sampled tokens that errors are measured on
-# A range for each token is taken where one for all tokens, cutting none, has this many times its error.
-WORTH = 1.5
+# A range for each token is taken where one for all tokens, cutting none, has this many times its error,
+# and so much of it that other errors do not hide it.
+WORTH, NOTABLE = 1.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]
             for share, limit in _ranges(rows / factor, largest / factor)
         )
         row_error = _error(_rounded(smoothed, np.abs(smoothed).max(axis=1, keepdims=True)), coded, products)
-        by_row = uncut[0] > WORTH * row_error
+        by_row = uncut[0] > max(WORTH * row_error, NOTABLE)
         error, limit, share = min(uncut, *cut) if by_row else uncut
         if best is None or error < best.error:
             best = Choice(factor, strength, limit, share, error, row_error, by_row)
