@@ -82,7 +82,8 @@ def quantize(
     spec = read_bundle_spec(bundle, manifest)
     quantized_sites(spec, options.keep)  # refuses a part that is none, before any work is done
     first, second = split(calibration, held_out)
-    sampler = Sampler(manifest, bundle_encoder(bundle, manifest), options.max_length)
+    cut = replace(manifest, max_length=min(options.max_length, manifest.max_length))
+    sampler = Sampler(manifest, bundle_encoder(bundle, cut))
     samples = Samples(sampler.samples(first), sampler.samples(second))
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))

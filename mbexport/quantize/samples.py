@@ -68,14 +68,12 @@ class Sampler:
 
     Args:
         manifest: the bundle's.
-        encoder: its tokenizer.
-        max_length: tokens that a text is cut to.
+        encoder: its tokenizer, which cuts.
     """
 
-    def __init__(self, manifest: Manifest, encoder: TextEncoder, max_length: int) -> None:
+    def __init__(self, manifest: Manifest, encoder: TextEncoder) -> None:
         self._manifest = manifest
         self._encoder = encoder
-        self._max_length = max_length
         self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
     def samples(self, examples: Sequence[Example]) -> tuple[Sample, ...]:
@@ -86,7 +84,7 @@ class Sampler:
         """
         encoded = self._encoder.encode([example.text for example in examples])
         made = [
-            self._sample(number, item.ids[: self._max_length], self._label(example.label))
+            self._sample(number, item.ids, self._label(example.label))
             for number, (item, example) in enumerate(zip(encoded, examples, strict=True))
             if len(item.ids)
         ]
