@@ -68,11 +68,11 @@ def written(bundle: Path, data_file: str, graphs: Sequence[Tensors]) -> Iterator
 
 @dataclass(frozen=True)
 class Placed:
-    """A graph to put into a bundle: its manifest entry but for the hash, the model, and its check."""
+    """A graph to put into a bundle: its manifest entry but for the hash, the model, and its check, if it has one."""
 
     entry: Graph
     model: ir.Model
-    check: Check
+    check: Check | None
 
 
 def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Graph, ...]:
@@ -106,7 +106,8 @@ def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Gra
                 put_in_place(temporary, bundle / item.entry.file)
             current = without(current).with_weights(weights.file)
             for entry, item in zip(entries, graphs, strict=True):
-                current = current.with_graph(entry).with_check(item.check)
+                current = current.with_graph(entry)
+                current = current if item.check is None else current.with_check(item.check)
             return current
 
         # First without the graphs: readers that come while their files change find no entry of them.

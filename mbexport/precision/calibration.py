@@ -53,7 +53,9 @@ class Calibration:
                 sites = {name: _choice(arrays[f"{name}.factor"], arrays[f"{name}.figures"].tolist()) for name in names}
                 return cls(str(arrays["source"]), int(arrays["texts"]), sites)
         except FileNotFoundError as cause:
-            raise BundleError(f"{file} is missing; make it: mbexport int8 BUNDLE --calibration FILE") from cause
+            raise BundleError(
+                f"{file} is missing; make it first: mbexport int8 {file.parent} --calibration FILE"
+            ) from cause
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as cause:
             raise BundleError(f"{file} is damaged: {cause}; run mbexport int8 again") from cause
 

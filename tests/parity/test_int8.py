@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from mbexport import export_onnx, quantize_int8
+from mbexport import build_engine, export_onnx, quantize_int8
 from mbexport import manifest as manifests
 from mbexport.cli import main
 from mbexport.errors import BundleError, InputError
@@ -25,7 +26,7 @@ from mbexport.precision.strength import Choice, choose
 from mbexport.quantize import run
 from mbexport.quantize.quality import Limits, Quality, measure
 from mbexport.quantize.report import QuantizationReport
-from mbexport.runtime import load
+from mbexport.runtime import QualityWarning, load
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Example
@@ -155,7 +156,7 @@ def test_manifest_and_reports_tell(example: tuple[Path, QuantizationReport]) -> 
     manifests.check_files(bundle, manifest)
     assert json.loads((bundle / "reports/quality-int8.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     assert (bundle / "reports/quality-int8.html").read_text().count("<svg") == 1
-    calibration = Calibration.load(bundle / "reports/calibration.npz")
+    calibration = Calibration.load(bundle / "calibration.npz")
     assert (calibration.source, calibration.texts) == (manifest.source.sha256, len(CALIBRATION))
 
 
@@ -262,7 +263,9 @@ def test_every_task_is_judged(task: str, tmp_path: Path) -> None:
             assert quality.similarity > 0.97
         else:
             assert 75 <= quality.agreement <= 100
-    model = load(bundle, precision="int8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # random weights may fail
+        model = load(bundle, precision="int8")
     if task.startswith("masked"):
         assert model.description.startswith("model_int8_selected")
         exact = load(bundle, precision="fp32")
@@ -300,10 +303,39 @@ def test_bad_input(settings: dict[str, Any], error: type[Exception], message: st
     assert not (example_bundle / "reports").exists()
 
 
+def test_engines_of_judged_graphs(example: tuple[Path, QuantizationReport], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example[0], tmp_path / "bundle"))
+    reports = build_engine(bundle, gpu=["t4", "a100", "rtx4090"], precision="int8", profiles=["1x1:1x128:4x512"])
+    reports += build_engine(bundle, gpu="rtx4090", precision="fp8", profiles=["1x1:1x128:4x512"])
+    for report in reports:
+        assert report.products is not None
+        assert (report.products.asked, report.products.unseen) == (7 * 6, ())
+        assert report.warnings == ()
+
+
+def test_fp8_of_the_same_calibration(tmp_path: Path) -> None:
+    """Without --fp8, the graph is made when an engine of it is asked for; nothing has judged it."""
+    bundle = tmp_path / "bundle"
+    export_onnx(EXAMPLE, bundle)
+    quantize_int8(bundle, calibration=CALIBRATION[:20], held_out=HELD_OUT[:20], max_length=BRIEF)
+    assert not (bundle / "onnx/model_fp8.onnx").exists()
+    (report,) = build_engine(bundle, gpu="l4", precision="fp8", profiles=["1x1:1x128:4x512"])
+    assert ["was not put through" in warning for warning in report.warnings] == [True]
+    assert report.engine.precision == "fp8"
+    (graph,) = (graph for graph in manifests.read(bundle).graphs if graph.precision == "fp8")
+    assert graph.gate is None
+    manifest = dataclasses.replace(
+        manifests.read(bundle).without_graph(graph.file), source=manifests.Source("other", "0" * 64)
+    )
+    manifests.write(manifest, bundle)
+    with pytest.raises(BundleError, match="of other weights"):
+        build_engine(bundle, gpu="l4", precision="fp8")
+
+
 def test_a_damaged_calibration_is_refused(example: tuple[Path, QuantizationReport], tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is missing"):
         Calibration.load(tmp_path / "calibration.npz")
-    content = (example[0] / "reports/calibration.npz").read_bytes()
+    content = (example[0] / "calibration.npz").read_bytes()
     (tmp_path / "calibration.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError, match="is damaged"):
         Calibration.load(tmp_path / "calibration.npz")
