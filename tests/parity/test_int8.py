@@ -147,6 +147,7 @@ def test_manifest_and_reports_tell(example: tuple[Path, QuantizationReport]) -> 
         ENGINES: ("int8", "tensorrt", None, "passed"),
         "onnx/model_fp8.onnx": ("fp8", "tensorrt", None, "passed"),
     }
+    assert {f"{CPU}_data", "onnx/model_fp8.onnx_data"} < {weights.file for weights in manifest.weights}
     checks = {check.what: check for check in manifest.checks}
     for graph in report.graphs:
         check = checks[f"quality of {graph.file}"]
