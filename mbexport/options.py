@@ -15,4 +15,7 @@ MIN_AGREEMENT = 99.0  # percent of predictions of an INT8 graph that are those o
 MAX_F1_DROP = 0.5  # points of macro-F1 that an INT8 graph may lose
 MIN_SIMILARITY = 0.99  # of an INT8 graph's embeddings (mean cosine) or scores (correlation)
 CALIBRATION_TEXTS, HELD_OUT_TEXTS = 256, 1000  # at most
+# Of the spread of FP32's answers, its largest minus its smallest value: what an FP32 peer's may differ by. INT8 is
+# judged on texts by its quality gate, for which random ids are no substitute; the second number finds what is broken.
+LARGEST_ERROR, LARGEST_INT8_ERROR = 1e-3, 0.25
 INT8_MAX_LENGTH = 512  # tokens of the longest text that calibration and quality gate read

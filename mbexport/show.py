@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbexport.console import facts, table
 from mbexport.manifest import Engine, Graph, Manifest
+from mbexport.options import LARGEST_ERROR
 from mbexport.profiles import Profile, parse_profile, parse_profiles
 
 if TYPE_CHECKING:
@@ -261,7 +262,6 @@ def _bench_table(figures: WorkloadFigures) -> str:
 
 
 def _bench_row(row: Row) -> tuple[str, ...]:
-    verdict = row.state if row.state != "measured" else "" if row.counts else "WRONG"
     return (
         row.contender,
         _cell(row.median, "{:.2f}", 1000),
@@ -270,8 +270,18 @@ def _bench_row(row: Row) -> tuple[str, ...]:
         _cell(row.floor_share, "{:.0f} %", 100),
         _cell(row.ratio, "{:.2f}"),
         _cell(row.peak_bytes, "{:.0f}", 1e-6),
-        verdict,
+        _bench_verdict(row),
     )
+
+
+def _bench_verdict(row: Row) -> str:
+    """Empty where nothing needs to be said; of answers that need not be close, how far off they are."""
+    if row.state != "measured":
+        return row.state
+    if not row.counts:
+        return "WRONG"
+    share = None if row.agreement is None else row.agreement.share
+    return f"off by {100 * share:.2g} %" if share is not None and share > LARGEST_ERROR else ""
 
 
 def _bench_reasons(figures: WorkloadFigures) -> list[str]:

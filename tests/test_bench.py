@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,14 +15,16 @@ from click.testing import CliRunner, Result
 from mbexport import export_onnx
 from mbexport.bench.arithmetic import model_size
 from mbexport.bench.contenders import Contender
-from mbexport.bench.plan import shapes_to_run
+from mbexport.bench.plan import make_plan, own_contenders, shapes_to_run
 from mbexport.bench.process import Pool
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import Maker, Workload
 from mbexport.cli import main
 from mbexport.errors import ContenderError
 from mbexport.manifest import read
+from mbexport.show import bench_text
 from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
+from tests.int8 import add_int8
 
 
 def bench(*arguments: object) -> Result:
@@ -88,6 +92,54 @@ def test_wrong_and_broken_peers_are_named_and_the_others_go_on(example_bundle: P
     assert any(line.startswith(f"onnxruntime={wrong}: its answers differ by") for line in lines)
     assert any(line.startswith(f"onnxruntime={broken}: ") and "INVALID_PROTOBUF" in line.upper() for line in lines)
     assert lines[1].endswith("GFLOP/s in matrix products")
+
+
+def test_int8_is_a_contender_of_its_own(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    graph = add_int8(bundle, "model_int8_reduced.onnx", bits=7)
+    other = ("--against", f"onnxruntime={bundle / graph.file}")
+    result = bench(bundle, "--shapes", "1x70", "--rounds", 1, *other, "--allow-error", 25, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [entrant["kind"] for entrant in report["entrants"]] == ["mbexport", "mbexport-int8", "onnxruntime"]
+    ours, quick, peer = report["workloads"][0]["rows"]
+    assert (ours["agreement"], quick["contender"]) == (None, "mbexport int8")
+    assert 1e-3 < quick["agreement"]["share"] < 0.25
+    assert quick["agreement"]["share"] == pytest.approx(peer["agreement"]["share"], rel=1e-3)
+    shown = bench(bundle, "--shapes", "1x70", "--rounds", 1, *other)
+    assert shown.exit_code == 1, shown.output
+    lines = shown.stdout.splitlines()
+    (quick_row,) = (line for line in lines if line.startswith("mbexport int8 ") and "off by" in line)
+    assert quick_row.endswith(" %")
+    (peer_row,) = (line for line in lines if line.endswith("WRONG"))
+    assert peer_row.startswith("onnxruntime=")
+
+
+@pytest.mark.parametrize(("gate", "wrong"), [("passed", False), (None, False), ("failed", True)])
+def test_int8_whose_gate_failed_is_wrong(gate: str | None, wrong: bool, example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    add_int8(bundle, "model_int8_reduced.onnx", gate, bits=7)
+    workload = Maker(5000).padded(210)
+    own, notes = own_contenders(bundle, read(bundle), 1)
+    assert (notes, own[1].on_padded_rows().path) == ([], str(bundle / "onnx" / "model_int8_reduced.onnx"))
+    plan = example_plan(bundle, {}, [workload], memory=())
+    report = run_bench(dataclasses.replace(plan, contenders=tuple(own)))
+    row = report.workloads[0].rows[1]
+    assert row.counts is not wrong
+    assert report.faults == (["mbexport int8 is WRONG on 1x210-padded"] if wrong else [])
+    assert ("mbexport int8: its quality gate failed" in bench_text(report).splitlines()) is wrong
+
+
+def test_an_int8_graph_that_saturates_here_is_left_out(
+    example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    add_int8(bundle, "model_int8.onnx")
+    monkeypatch.setattr("mbexport.runtime.graphs.products_saturate", lambda: True)
+    plan = make_plan(bundle, shapes=["1x16"])
+    assert [contender.name for contender in plan.contenders] == ["mbexport"]
+    assert len(plan.notes) == 1
+    assert plan.notes[0].startswith(f"INT8 not run: {bundle}: its int8 graph has activations of 8 bits")
 
 
 def test_peers_of_every_kind_agree_on_padded_rows(example_bundle: Path) -> None:
@@ -169,6 +221,7 @@ def test_a_process_that_dies_is_told(example_bundle: Path) -> None:
         (["--limit", "3"], "give --file, too"),
         (["--file", "none.txt"], "none.txt cannot be read"),
         (["--report", "/"], "--report / is a directory"),
+        (["--allow-error", "-1"], "'--allow-error': -1.0 is not in the range"),
         (["--threads", "0"], "'--threads': 0 is not in the range"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.bench.contenders import Contender
+from mbexport.bench.contenders import OWN, Contender
 from mbexport.bench.workloads import IntArray, Workload
 from mbexport.errors import ContenderError
 
@@ -36,14 +36,14 @@ class Engine(Protocol):
 
 
 class RuntimeEngine:
-    """mbexport's own runtime; it gets all texts at once and groups them itself."""
+    """mbexport's own runtime on the CPU, as all peers; it gets all texts at once and groups them itself."""
 
     packages: tuple[str, ...] = ("mbexport", "onnxruntime", "numpy")
 
     def __init__(self, contender: Contender) -> None:
         from mbexport.runtime import load
 
-        self._model = load(contender.path, threads=contender.threads)
+        self._model = load(contender.path, device="cpu", precision=OWN[contender.kind], threads=contender.threads)
 
     def prepare(self, workload: Workload) -> list[IntArray]:
         """The token ids; nothing is padded."""
@@ -171,6 +171,7 @@ class TorchEngine(PaddedEngine):
 
 ENGINES: dict[str, type[RuntimeEngine] | type[OnnxRuntimeEngine] | type[OpenVinoEngine] | type[TorchEngine]] = {
     "mbexport": RuntimeEngine,
+    "mbexport-int8": RuntimeEngine,
     "onnxruntime": OnnxRuntimeEngine,
     "openvino": OpenVinoEngine,
     "torch-eager": TorchEngine,

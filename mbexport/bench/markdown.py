@@ -21,7 +21,7 @@ def _times(report: Report) -> str:
     names = [entrant.name for entrant in report.entrants]
     lines = [["ms", "rounds", *names, "best peer", f"its time over {ours}'s", f"floor, of {ours}'s"]]
     for workload in report.workloads:
-        best = workload.best_peer()
+        best = workload.best_peer(report.own)
         share = workload.rows[0].floor_share
         cells = [_time(workload.row(name)) for name in names]
         lines.append(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mbexport.bench.contenders import OWN
 from mbexport.bench.machine import Machine
 from mbexport.errors import InputError
 from mbexport.files import read_json, to_json, write_atomically
@@ -22,13 +23,14 @@ class Agreement:
     """Outputs against the first contender's.
 
     ``difference``: the largest; ``limit``: what is allowed. Both are None where nothing could be
-    compared, which ``reason`` explains.
+    compared, which ``reason`` explains. ``share``: the difference over the first one's spread.
     """
 
     difference: float | None = None
     limit: float | None = None
     wrong: bool = False
     reason: str | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class WorkloadFigures:
         """A contender's row."""
         return next((row for row in self.rows if row.contender == contender), None)
 
-    def best_peer(self) -> Row | None:
-        """The fastest of the rows that count, the first contender's left out."""
-        peers = [row for row in self.rows[1:] if row.counts]
+    def best_peer(self, own: Collection[str]) -> Row | None:
+        """The fastest of the rows that count; ``own`` are the contenders that are no peers."""
+        peers = [row for row in self.rows if row.counts and row.contender not in own]
         return min(peers, key=lambda row: row.median or 0, default=None)
 
 
@@ -132,6 +134,12 @@ class Report:
     notes: tuple[str, ...] = ()
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Names of the contenders that are this package's runtime, the first one among them."""
+        first, *others = self.entrants
+        return frozenset([first.name, *(entrant.name for entrant in others if entrant.kind in OWN)])
 
     @property
     def faults(self) -> list[str]:

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mbexport.bench.report import (
     FAILED,
     LEFT_OUT,
     MEASURED,
+    Agreement,
     Entrant,
     Report,
     Row,
@@ -183,7 +184,6 @@ def _row(workload: Workload, run: Run, reference: Run, floor: float | None, *, m
     if run.failure is not None or not run.seconds:
         return Row(run.contender.name, FAILED, run.failure or "it was not run", tuple(run.seconds))
     median = statistics.median(run.seconds)
-    compared = run is not reference and reference.output is not None
     return Row(
         contender=run.contender.name,
         state=MEASURED,
@@ -195,8 +195,17 @@ def _row(workload: Workload, run: Run, reference: Run, floor: float | None, *, m
         tokens_per_second=workload.tokens / median,
         floor_share=floor / median if floor else None,
         peak_bytes=run.peak_bytes if memory else None,
-        agreement=compare(reference.outputs, reference.output, run.outputs, run.output) if compared else None,
+        agreement=_agreement(run, reference),
     )
+
+
+def _agreement(run: Run, reference: Run) -> Agreement | None:
+    """Of a run's outputs with the first contender's; wrong in any case where they are doubted."""
+    if run is reference or reference.output is None:
+        return None
+    contender = run.contender
+    found = compare(reference.outputs, reference.output, run.outputs, run.output, contender.allowed_error)
+    return replace(found, wrong=True, reason=contender.doubt) if contender.doubt and not found.reason else found
 
 
 def _starts(plan: Plan, folder: Path, on_turn: Callable[[str], None]) -> tuple[Start, ...]:

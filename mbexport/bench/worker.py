@@ -53,11 +53,12 @@ class Worker:
     def _load(self, contender: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:
         """Load it; and a tokenizer, which mbexport's runtime brings by itself."""
         started = time.perf_counter()
-        if tokenizer is not None and contender["kind"] != "mbexport":
+        from mbexport.bench.contenders import OWN, Contender
+
+        if tokenizer is not None and contender["kind"] not in OWN:
             from tokenizers import Tokenizer
 
             Tokenizer.from_file(tokenizer)
-        from mbexport.bench.contenders import Contender
         from mbexport.bench.engines import ENGINES
 
         self._engine = ENGINES[contender["kind"]](Contender(**contender))

@@ -21,11 +21,10 @@ from mbexport.quantize.judge import Judge
 from mbexport.quantize.observe import observe
 from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.report import GraphReport, QuantizationReport, page, site_reports
-from mbexport.quantize.samples import Sample, Sampler, Samples, label_note, split
+from mbexport.quantize.samples import Sample, Samples, bundle_sampler, label_note, split
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
-from mbexport.runtime.text import bundle_encoder
 from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder
@@ -81,8 +80,7 @@ def quantize(
     spec = read_bundle_spec(bundle, manifest)
     quantized_sites(spec, options.keep)  # refuses a part that is none, before any work is done
     first, second = split(calibration, held_out)
-    cut = replace(manifest, max_length=min(options.max_length, manifest.max_length))
-    sampler = Sampler(manifest, bundle_encoder(bundle, cut))
+    sampler = bundle_sampler(bundle, manifest, options.max_length)
     samples = Samples(sampler.samples(first), sampler.samples(second))
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))

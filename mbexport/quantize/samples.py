@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.options import CALIBRATION_TEXTS, HELD_OUT_TEXTS
-from mbexport.runtime.text import TextEncoder
+from mbexport.runtime.text import TextEncoder, bundle_encoder
 from mbexport.texts import Example
 
 IntArray = npt.NDArray[np.int64]
@@ -61,6 +62,16 @@ def split(calibration: Sequence[Example], held_out: Sequence[Example] | None) ->
     if not judging:
         raise InputError("every held-out text is one of the calibration's; give other texts")
     return chosen, judging[:: max(1, len(judging) // HELD_OUT_TEXTS)][:HELD_OUT_TEXTS]
+
+
+def bundle_sampler(bundle: Path, manifest: Manifest, max_length: int) -> Sampler:
+    """A sampler with the bundle's tokenizer, which cuts texts to ``max_length`` tokens or to the model's fewer.
+
+    Raises:
+        BundleError: the tokenizer is missing or cannot be read.
+    """
+    cut = replace(manifest, max_length=min(max_length, manifest.max_length))
+    return Sampler(manifest, bundle_encoder(bundle, cut))
 
 
 class Sampler:

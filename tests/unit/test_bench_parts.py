@@ -139,6 +139,9 @@ def test_padding_policies(tmp_path: Path) -> None:
     assert (padded.tokens, padded.longest, next(padded.batches())[0].shape) == (20, 30, (1, 30))
     ours = Contender("mbexport", "mbexport", "bundle", 2).on_padded_rows()
     assert (ours.name, ours.kind, ours.path) == ("mbexport", "onnxruntime", str(Path("bundle/onnx/model_ort.onnx")))
+    own = Contender("mbexport int8", "mbexport-int8", "bundle", 2, 0.25, graph="onnx/model_int8.onnx").on_padded_rows()
+    assert (own.kind, own.path) == ("onnxruntime", str(Path("bundle/onnx/model_int8.onnx")))
+    assert own.allowed_error == 0.25
 
 
 def test_statistics() -> None:
@@ -158,10 +161,18 @@ def test_statistics() -> None:
 def test_agreement(found: list[float], wrong: bool, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.array([1.0, 2.0], np.float32))
     np.savez(tmp_path / "b.npz", np.array(found, np.float32))
-    assert compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "logits").wrong == wrong
-    other = compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "pooled")
+    assert compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "logits", 1e-3).wrong == wrong
+    other = compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "pooled", 1e-3)
     assert not other.wrong
     assert other.reason == "not compared: it gives pooled, the first contender logits"
+
+
+def test_allowed_error_is_a_share_of_the_spread(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.array([1.0, 3.0], np.float32))
+    np.savez(tmp_path / "b.npz", np.array([1.0, 3.25], np.float32))
+    found = compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "logits", 0.2)
+    assert (found.difference, found.limit, found.share, found.wrong) == (0.25, 0.4, 0.125, False)
+    assert compare(tmp_path / "a.npz", "logits", tmp_path / "b.npz", "logits", 0.1).wrong
 
 
 def small_report() -> Report:
@@ -188,6 +199,14 @@ def small_report() -> Report:
     )
 
 
+def test_own_contenders_are_no_peers() -> None:
+    report = small_report()
+    quick = dataclasses.replace(report.entrants[2], kind="mbexport-int8")
+    report = dataclasses.replace(report, entrants=(*report.entrants[:2], quick, *report.entrants[3:]))
+    assert report.own == {"ours", "slow"}
+    assert report.workloads[0].best_peer(report.own) is None
+
+
 def test_report_round_trip(tmp_path: Path) -> None:
     report = small_report()
     write(report, tmp_path / "report.json")
@@ -201,7 +220,7 @@ def test_report_round_trip(tmp_path: Path) -> None:
 
 def test_a_wrong_answer_is_no_result() -> None:
     report = small_report()
-    best = report.workloads[0].best_peer()
+    best = report.workloads[0].best_peer(report.own)
     assert best is not None
     assert best.contender == "slow"
     shown = markdown(report).splitlines()
