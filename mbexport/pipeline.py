@@ -206,10 +206,20 @@ def build_engine(
 
 
 def _examples(given: PathLike | Sequence[Text | Example]) -> list[Example]:
-    """Texts as they are, or those of a file."""
+    """Texts as they are, or those of a file; pairs that are lists as tuples."""
     if isinstance(given, (str, os.PathLike)):
         return read_examples(Path(given))
-    return [item if isinstance(item, Example) else Example(item) for item in given]
+    examples = []
+    for number, item in enumerate(given):
+        example = item if isinstance(item, Example) else Example(tuple(item) if isinstance(item, list) else item)
+        parts = example.text if isinstance(example.text, tuple) and len(example.text) == 2 else (example.text,)
+        if not all(isinstance(part, str) for part in parts) or not isinstance(example.label, (str, type(None))):
+            raise InputError(
+                f"item {number} is {item!r:.80}, expected a text, a pair of texts, or an Example with a label that "
+                "is a text"
+            )
+        examples.append(example)
+    return examples
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -88,7 +88,7 @@ def quality_text(report: QuantizationReport) -> str:
     ]
     lines += [f"\n{graph.file}: {'; '.join(graph.faults)}" for graph in failed]
     if failed:
-        lines.append("failed graphs are taken only where they are asked for by name: precision='int8'")
+        lines.append("\nfailed graphs are in the bundle, and taken only where their precision is asked for by name")
     lines += [f"\n{graph.file} keeps in higher precision: {', '.join(graph.keep)}" for graph in kept]
     return "\n".join(lines)
 

@@ -35,12 +35,15 @@ def quantized_sites(spec: ModelSpec, keep: Collection[str]) -> list[Site]:
     """
     sites = encoder_sites(spec)
     for part in keep:
-        if part != EMBEDDINGS_PART and not any(_within(site, part) for site in sites):
+        if part != EMBEDDINGS_PART and ("." not in part or not any(_within(site, part) for site in sites)):
             raise InputError(
                 f"{part!r} is no part that can be kept, expected embeddings, layers.N, layers.N.attn, layers.N.mlp "
                 f"or a site, e.g. layers.N.mlp.gated, with N from 0 to {spec.num_layers - 1}"
             )
-    return [site for site in sites if not any(_within(site, part) for part in keep)]
+    left = [site for site in sites if not any(_within(site, part) for part in keep)]
+    if not left and EMBEDDINGS_PART in keep:
+        raise InputError(f"{', '.join(keep)} are to be kept, and nothing is left to quantize; keep fewer parts")
+    return left
 
 
 def _within(site: Site, part: str) -> bool:

@@ -31,15 +31,14 @@ class Quality:
 
     Attributes:
         texts: how many.
-        predictions: how many there were (of tokens, where each has one; of labels, where several hold);
-            0 where the model makes none.
+        predictions: how many were counted (see :func:`predictions`); 0 where the model makes none.
         agreement: percent of equal predictions; None where the model makes none.
         f1: macro-F1 in percent against the labels of the texts; None without labels.
         f1_drop: points of macro-F1 that the FP32 graph is better by.
         error: root mean square error of the outputs, in standard deviations of the FP32 graph's.
         largest_error: the largest, in the same.
-        similarity: of models without predictions: mean cosine of the vectors, or of single scores the
-            correlation over the texts.
+        similarity: of models without predictions: mean cosine of embeddings; of scores the coefficient of
+            determination (1 less the mean square error over the variance), the lowest of all outputs.
     """
 
     texts: int
@@ -80,23 +79,37 @@ def measure(
         found: of the graph.
         labels: of the texts, None where one has none.
     """
-    before, after = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
-    deviation = float(before.std()) or 1.0
-    difference = after - before
+    squares, largest, deviation = 0.0, 0.0, _deviation(expected)
+    for before, after in zip(expected, found, strict=True):
+        difference = after.astype(np.float64) - before
+        squares += float(np.square(difference).sum())
+        largest = float(np.maximum(largest, np.abs(difference).max()))  # a NaN stays one
+    error = math.sqrt(squares / sum(output.size for output in expected)) if math.isfinite(squares) else math.inf
     first, second = predictions(manifest, expected), predictions(manifest, found)
-    score = after_score = None
-    if first is not None and second is not None and manifest.task == "text-classification":
-        score, after_score = (_f1(manifest, chosen, labels) for chosen in (first, second))
+    agreement = score = after_score = counted = None
+    if first is not None and second is not None:
+        counted = _counted(manifest, first, second)
+        agreement = 100 * float((first == second)[counted].mean()) if counted.any() else 100.0
+        if manifest.task == "text-classification":
+            score, after_score = (_f1(manifest, chosen, labels) for chosen in (first, second))
     return Quality(
         texts=len(expected),
-        predictions=0 if first is None else first.size,
-        agreement=None if first is None or second is None else 100 * float((first == second).mean()),
+        predictions=0 if counted is None else int(counted.sum()),
+        agreement=agreement,
         f1=after_score,
         f1_drop=None if score is None or after_score is None else score - after_score,
-        error=float(np.sqrt(np.mean(np.square(difference)))) / deviation,
-        largest_error=float(np.abs(difference).max()) / deviation,
-        similarity=_similarity(before, after) if first is None else None,
+        error=error / deviation,
+        largest_error=largest / deviation,
+        similarity=_similarity(manifest, expected, found) if first is None else None,
     )
+
+
+def _deviation(outputs: Sequence[FloatArray]) -> float:
+    """Standard deviation of all outputs, 1 where they are all the same."""
+    count = sum(output.size for output in outputs)
+    mean = sum(float(output.sum(dtype=np.float64)) for output in outputs) / count
+    squares = sum(float(np.square(output.astype(np.float64) - mean).sum()) for output in outputs)
+    return math.sqrt(squares / count) or 1.0
 
 
 def predictions(manifest: Manifest, outputs: Sequence[FloatArray]) -> npt.NDArray[np.generic] | None:
@@ -105,28 +118,45 @@ def predictions(manifest: Manifest, outputs: Sequence[FloatArray]) -> npt.NDArra
     The largest output of a unit; where labels do not exclude one another, each of them; the largest
     start and end over a text's tokens.
     """
-    if manifest.task == "question-answering":
+    task = manifest.task
+    if task == "question-answering":
         return np.concatenate([output.argmax(axis=0) for output in outputs])
-    several = manifest.labels is not None and len(manifest.labels) > 1
-    if manifest.task not in ("text-classification", "token-classification", "fill-mask") or (
-        manifest.task != "fill-mask" and not several
-    ):
+    if task == "fill-mask":
+        return np.concatenate([output.argmax(axis=-1) for output in outputs])
+    if task not in ("text-classification", "token-classification") or len(manifest.labels or ()) < 2:
         return None
-    if manifest.task == "text-classification" and manifest.activation == "none":  # numbers, not classes
-        return None
-    joined = np.concatenate(outputs)
-    if manifest.task == "text-classification" and manifest.activation == "sigmoid":
-        return (joined > 0).reshape(-1)
-    return joined.argmax(axis=-1)  # type: ignore[no-any-return]  # numpy types it as Any
+    if task == "text-classification" and manifest.activation != "softmax":
+        # Numbers are no classes; of labels that do not exclude one another each is decided by its sign.
+        return None if manifest.activation == "none" else (np.concatenate(outputs) > 0).reshape(-1)
+    return np.concatenate([output.argmax(axis=-1) for output in outputs])
 
 
-def _similarity(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:
-    if before.shape[-1] == 1:
-        if before.std() == 0 or after.std() == 0:
-            return float(np.array_equal(before, after))
-        return float(np.corrcoef(before[:, 0], after[:, 0])[0, 1])
-    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
-    return float(np.mean(np.sum(before * after, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+def _counted(
+    manifest: Manifest, first: npt.NDArray[np.generic], second: npt.NDArray[np.generic]
+) -> npt.NDArray[np.bool_]:
+    """Which predictions count: all, but what is nearly always predicted must not hide the rest.
+
+    Of labels that do not exclude one another, those that either graph gives; of tokens, those that either
+    graph puts into another class than the FP32 graph's most frequent.
+    """
+    if manifest.task == "token-classification":
+        usual: Any = np.bincount(first.astype(np.int64)).argmax()
+    elif manifest.task == "text-classification" and manifest.activation == "sigmoid":
+        usual = False
+    else:
+        return np.ones(len(first), np.bool_)
+    return np.asarray((first != usual) | (second != usual))
+
+
+def _similarity(manifest: Manifest, expected: Sequence[FloatArray], found: Sequence[FloatArray]) -> float:
+    before, after = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
+    if manifest.task == "feature-extraction":
+        norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+        return float(np.mean(np.sum(before * after, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    variance = before.var(axis=0)
+    # Of a single text, or equal scores, nothing varies: their size takes its place.
+    scale = np.where(variance > 0, variance, np.maximum(np.square(before).mean(axis=0), np.finfo(np.float64).tiny))
+    return float((1 - np.square(after - before).mean(axis=0) / scale).min())
 
 
 def _f1(manifest: Manifest, chosen: npt.NDArray[np.generic], labels: Sequence[str | None]) -> float | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.files import Progress, to_json, write_atomically
+from mbexport.errors import PrecisionError
+from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Check, Manifest
-from mbexport.options import INT8_MAX_LENGTH
+from mbexport.options import INT8_MAX_LENGTH, QUANTIZED
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.integer import quantized_sites
 from mbexport.precision.strength import choose
@@ -21,7 +22,7 @@ from mbexport.quantize.judge import Judge
 from mbexport.quantize.observe import observe
 from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.report import GraphReport, QuantizationReport, page, site_reports
-from mbexport.quantize.samples import Sample, Samples, bundle_sampler, label_note, split
+from mbexport.quantize.samples import Sample, Samples, bundle_sampler, disjoint, few_note, label_note, split
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
@@ -81,18 +82,19 @@ def quantize(
     quantized_sites(spec, options.keep)  # refuses a part that is none, before any work is done
     first, second = split(calibration, held_out)
     sampler = bundle_sampler(bundle, manifest, options.max_length)
-    samples = Samples(sampler.samples(first), sampler.samples(second))
+    samples = disjoint(sampler.samples(first), sampler.samples(second))
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))
-    source = replace(uncalibrated, calibration=_calibrate(manifest, uncalibrated, samples, steps))
-    steps.expect(len(samples.held_out) * (1 + len(_targets(options))))
-    gate = _Gate(manifest, source, samples, options, steps)
-    verdicts = [gate.settle(target) for target in _targets(options)]
-    note = label_note(manifest, samples.held_out)
     try:
         make_folder(bundle / "reports")
-        source.calibration.save(bundle / CALIBRATION_FILE)
-        write_graphs(bundle, source, [verdict.made(options.limits) for verdict in verdicts])
+        with beside(bundle / CALIBRATION_FILE) as file:  # before any work is done: a bundle that cannot be written to
+            source = replace(uncalibrated, calibration=_calibrate(manifest, uncalibrated, samples, steps))
+            gate = _Gate(manifest, source, samples, options, steps)
+            verdicts, notes = _judged(gate, _targets(options), steps, len(samples.held_out))
+            write_graphs(bundle, source, [verdict.made(options.limits) for verdict in verdicts])
+            source.calibration.save(file)
+            put_in_place(file, bundle / CALIBRATION_FILE)
+        further = (label_note(manifest, samples.held_out), few_note(manifest, verdicts[0].quality), _stale(bundle))
         report = QuantizationReport(
             passed=not any(verdict.faults for verdict in verdicts),
             graphs=tuple(verdict.report() for verdict in verdicts),
@@ -104,13 +106,34 @@ def quantize(
             limits=options.limits,
             weight_bytes=(bundle / data_file("int8")).stat().st_size,
             fp32_bytes=sum(weights.bytes for weights in manifest.weights if weights.file == FP32_DATA_FILE),
-            notes=() if note is None else (note,),
+            notes=(*notes, *filter(None, further)),
         )
         write_atomically(bundle / f"{REPORT}.json", to_json(report.to_dict()) + "\n")
         write_atomically(bundle / f"{REPORT}.html", page(report, manifest.source.name))
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return report
+
+
+def _judged(gate: _Gate, targets: Sequence[Target], steps: _Steps, texts: int) -> tuple[list[_Verdict], list[str]]:
+    """Verdicts of all graphs that can be made, and what is to be said of those that cannot."""
+    steps.expect(texts * len(targets))
+    verdicts, notes = [], []
+    for target in targets:
+        try:
+            verdicts.append(gate.settle(target))
+        except PrecisionError as cause:  # noqa: PERF203 (attention for TensorRT is FP16; CPUs have no such limit)
+            notes.append(f"{target.file} is not made: {cause}")
+    return verdicts, notes
+
+
+def _stale(bundle: Path) -> str | None:
+    """Engines that new graphs left behind; None where there are none."""
+    manifest = manifests.read(bundle)
+    earlier = [e.file for e in manifest.engines if e.precision in QUANTIZED and manifest.origin(e) is None]
+    if not earlier:
+        return None
+    return f"{', '.join(earlier)} of the bundle: built from earlier graphs; build again with mbexport trt"
 
 
 def _targets(options: Options) -> tuple[Target, ...]:
@@ -177,6 +200,7 @@ class _Gate:
         self._options = options
         self._steps = steps
         self._exact = build_graph(source.spec, source.stored.tensors, "onnxruntime", __version__)
+        steps.expect(len(samples.held_out))
         self._judge = self._judge_by(samples.held_out)
         self.ranking: tuple[Sensitivity, ...] = ()
 
@@ -198,8 +222,10 @@ class _Gate:
             passing.extend([] if verdict.faults else [verdict])
             return not verdict.faults
 
-        fewest_kept(self.ranking, passes)
-        return min(passing, key=lambda verdict: len(verdict.keep), default=first)
+        if fewest_kept(self.ranking, passes) is None:
+            what = "keeping half of the parts in higher precision is not enough"
+            return replace(first, faults=(*first.faults, what))
+        return min(passing, key=lambda verdict: len(verdict.keep))
 
     def _verdict(self, target: Target, parts: Collection[str]) -> _Verdict:
         keep = tuple(sorted({*self._options.keep, *parts}))

@@ -12,11 +12,14 @@ import numpy.typing as npt
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.options import CALIBRATION_TEXTS, HELD_OUT_TEXTS
-from mbexport.runtime.text import TextEncoder, bundle_encoder
-from mbexport.texts import Example
+from mbexport.quantize.quality import Quality
+from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder
+from mbexport.texts import Example, Text
 
 IntArray = npt.NDArray[np.int64]
-MASKED = 0.15  # share of a text's tokens that a masked language model is asked for
+MASKED, MOST_MASKED = 0.15, 4  # of a text's tokens, those that a masked language model is asked for: share, number
+MOST_FILLED = 200  # texts that one is judged by: each answer is as long as the vocabulary
+FEW = 100  # predictions, below which a limit in percent says little
 MOST_TOKENS = 64  # of a text, whose outputs are compared
 LEAST_TEXTS = 2
 
@@ -41,27 +44,40 @@ class Samples:
 def split(calibration: Sequence[Example], held_out: Sequence[Example] | None) -> tuple[list[Example], list[Example]]:
     """Which texts calibrate, and which judge.
 
-    Each distinct text counts once. Without texts of their own to judge by, half of the calibration's are
+    Without texts of their own to judge by, half of the calibration's are
     held out, in an order that is always the same.
 
     Raises:
         InputError: too few texts, or none left to judge by.
     """
-    distinct = list({example.text: example for example in calibration if example.text}.values())
+    given = [example for example in calibration if example.text]
     if held_out is None:
-        distinct = [distinct[number] for number in np.random.default_rng(0).permutation(len(distinct))]
-        if len(distinct) < LEAST_TEXTS:
-            raise InputError(f"there is {len(distinct)} text, expected {LEAST_TEXTS} or more; a few hundred are enough")
-        count = min(len(distinct) // 2, CALIBRATION_TEXTS)
-        return distinct[:count], distinct[count : count + HELD_OUT_TEXTS]
-    if not distinct:
+        given = [given[number] for number in np.random.default_rng(0).permutation(len(given))]
+        if len(given) < LEAST_TEXTS:
+            raise InputError(f"there is {len(given)} text, expected {LEAST_TEXTS} or more; a few hundred are enough")
+        count = min(len(given) // 2, CALIBRATION_TEXTS)
+        return given[:count], given[count : count + HELD_OUT_TEXTS]
+    if not given:
         raise InputError("there is no text to calibrate on; a few hundred are enough")
-    chosen = distinct[:: max(1, len(distinct) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]
-    seen = {example.text for example in chosen}
-    judging = [example for example in held_out if example.text and example.text not in seen]
+    judging = [example for example in held_out if example.text]
+    return (
+        given[:: max(1, len(given) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS],
+        judging[:: max(1, len(judging) // HELD_OUT_TEXTS)][:HELD_OUT_TEXTS],
+    )
+
+
+def disjoint(calibration: Sequence[Sample], held_out: Sequence[Sample]) -> Samples:
+    """Samples of which none is there twice, be it as other text of the same tokens.
+
+    Raises:
+        InputError: every held-out text is one of the calibration's.
+    """
+    first = {sample.ids.tobytes(): sample for sample in calibration}
+    second = {sample.ids.tobytes(): sample for sample in held_out}
+    judging = tuple(sample for key, sample in second.items() if key not in first)
     if not judging:
-        raise InputError("every held-out text is one of the calibration's; give other texts")
-    return chosen, judging[:: max(1, len(judging) // HELD_OUT_TEXTS)][:HELD_OUT_TEXTS]
+        raise InputError("every held-out text is, to the model, one of the calibration's; give other texts")
+    return Samples(tuple(first.values()), judging)
 
 
 def bundle_sampler(bundle: Path, manifest: Manifest, max_length: int) -> Sampler:
@@ -93,15 +109,22 @@ class Sampler:
         Raises:
             InputError: no text has one, or a text is not what the tokenizer takes.
         """
-        encoded = self._encoder.encode([example.text for example in examples])
+        encoded = self._encoder.encode([self._prompted(example.text) for example in examples])
         made = [
-            self._sample(number, item.ids, self._label(example.label))
+            self._sample(number, item, self._label(example.label))
             for number, (item, example) in enumerate(zip(encoded, examples, strict=True))
             if len(item.ids)
         ]
         if not made:
             raise InputError("no text has a token; look whether the tokenizer is the model's")
-        return tuple(made)
+        return tuple(made[:MOST_FILLED] if self._manifest.task == "fill-mask" else made)
+
+    def _prompted(self, text: Text) -> Text:
+        """As the runtime feeds it: behind the model's default prompt."""
+        sentence = self._manifest.sentence
+        if sentence is None or sentence.default_prompt is None or not isinstance(text, str):
+            return text
+        return str(sentence.prompts[sentence.default_prompt]) + text
 
     def _label(self, label: str | None) -> str | None:
         names = self._manifest.labels or ()
@@ -109,19 +132,36 @@ class Sampler:
             return label
         return names[int(label)]
 
-    def _sample(self, number: int, ids: IntArray, label: str | None) -> Sample:
-        manifest = self._manifest
+    def _sample(self, number: int, item: Encoded, label: str | None) -> Sample:
+        manifest, ids = self._manifest, item.ids
         if manifest.task == "fill-mask" and self._mask_id is not None:
-            count = max(1, round(MASKED * len(ids)))
-            places = np.sort(np.random.default_rng(number).choice(len(ids), count, replace=False))
-            masked = ids.copy()
-            masked[places] = self._mask_id
-            return Sample(masked, label, places)
+            return self._masked(number, item, self._mask_id, label)
         if manifest.task in ("text-classification", "multiple-choice") or (manifest.sentence and manifest.pooling):
             return Sample(ids, label, None)
         if manifest.task == "question-answering" or manifest.pooling is not None:
             return Sample(ids, label, np.arange(len(ids)))
         return Sample(ids, label, np.unique(np.linspace(0, len(ids) - 1, min(MOST_TOKENS, len(ids))).astype(np.int64)))
+
+    def _masked(self, number: int, item: Encoded, mask_id: int, label: str | None) -> Sample:
+        """The masks that the text has; in one without, some of its words masked."""
+        masked = item.ids.copy()
+        places = np.flatnonzero(masked == mask_id)[:MOST_MASKED]
+        if not len(places):
+            words = np.flatnonzero(np.array(item.encoding.special_tokens_mask) == 0)
+            words = words if len(words) else np.arange(len(masked))
+            count = min(max(1, round(MASKED * len(words))), MOST_MASKED)
+            places = np.sort(np.random.default_rng(number).choice(words, count, replace=False))
+            masked[places] = mask_id
+        return Sample(masked, label, places)
+
+
+def few_note(manifest: Manifest, quality: Quality) -> str | None:
+    """What a reader should know where little was judged."""
+    count, what = (quality.predictions, "predictions") if quality.agreement is not None else (quality.texts, "texts")
+    if count >= FEW:
+        return None
+    share = f": one that differs is {100 / count:.1f} %" if count and what == "predictions" else ""
+    return f"the {manifest.task} graphs were judged by {count} {what} only{share}; give more texts with --held-out"
 
 
 def label_note(manifest: Manifest, samples: Sequence[Sample]) -> str | None:

@@ -75,7 +75,7 @@ def _int8_graph(bundle: Path, manifest: Manifest, precision: str, reasons: Seque
     fitting = [graph for graph in graphs if _bits(graph) <= NEVER_SATURATES]
     if len(fitting) < len(graphs) and not products_saturate():
         fitting = graphs
-    best = max(fitting, key=lambda graph: (graph.selects_tokens, _bits(graph)), default=None)
+    best = max(fitting, key=lambda graph: (graph.selects_tokens, not doubt(graph), _bits(graph)), default=None)
     if precision == "auto":
         return None if best is None or doubt(best) else best
     if best is None:

@@ -30,7 +30,7 @@ from mbexport.runtime import QualityWarning, load
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Example
-from tests.checkpoints import ENCODER, EXAMPLE, copy_example, save_checkpoint
+from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
 from tests.outliers import blow_up
 from tests.parity.test_heads import VARIANTS
 
@@ -38,7 +38,7 @@ sys.path.insert(0, str(EXAMPLE.parent.parent.parent))
 from examples.news_topics.train import articles
 
 AGREEMENT, F1_DROP = 99.5, 0.3  # asked for: percent, points
-BRIEF = 32  # tokens: less text, closer decisions
+BRIEF = 64  # tokens: less text, closer decisions
 CPU, REDUCED, ENGINES = "onnx/model_int8.onnx", "onnx/model_int8_reduced.onnx", "onnx/model_int8_trt.onnx"
 
 
@@ -84,7 +84,7 @@ def test_accuracy_is_kept(made: tuple[Path, QuantizationReport]) -> None:
     assert [graph.file for graph in report.graphs] == [CPU, REDUCED, ENGINES, "onnx/model_fp8.onnx"]
     for graph in report.graphs[:3]:
         assert graph.keep == ()
-        assert graph.quality.texts == graph.quality.predictions == len(HELD_OUT)
+        assert graph.quality.texts == graph.quality.predictions == report.held_out_texts > 390
         assert graph.quality.agreement is not None
         assert graph.quality.agreement >= AGREEMENT
         assert graph.quality.f1_drop is not None
@@ -195,9 +195,11 @@ def test_a_graph_that_cannot_pass_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert all("of predictions agree" in graph.faults[0] for graph in (report.graphs[0], report.graphs[2]))
     manifest = manifests.read(tmp_path / "bundle")
     assert [graph.gate for graph in manifest.graphs if graph.precision == "int8"] == ["failed", "passed", "failed"]
+    assert load(tmp_path / "bundle").description.startswith("model_int8_reduced")
+    manifests.update(tmp_path / "bundle", lambda manifest: manifest.without_graph(REDUCED))
     assert load(tmp_path / "bundle").description.startswith("model_ort.onnx")
-    with pytest.warns(UserWarning, match="quality"):
-        assert load(tmp_path / "bundle", precision="int8").description.startswith("model_int8")
+    with pytest.warns(QualityWarning, match="its quality gate failed"):
+        assert load(tmp_path / "bundle", precision="int8").description.startswith("model_int8.onnx")
 
 
 def test_what_hurts_is_found_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +234,70 @@ def with_tokenizer(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def test_one_that_no_search_can_mend_says_so(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    export_onnx(with_tokenizer(save_checkpoint(tmp_path / "checkpoint", ENCODER, vocab_size=5000)), bundle)
+    settings = options(limits=Limits(min_similarity=1 - 1e-9))
+    report = run.quantize(bundle, CALIBRATION[:10], HELD_OUT[:5], settings, no_progress)
+    assert not report.passed
+    assert all("keeping half of the parts" in graph.faults[-1] for graph in report.graphs)
+    assert all(graph.keep == () for graph in report.graphs)
+    assert "judged by 5 texts only" in report.notes[0]
+
+
+def test_what_engines_cannot_hold_leaves_the_cpu_its_graphs(tmp_path: Path) -> None:
+    """Queries and keys beyond FP16, which attention for TensorRT is computed in."""
+    bundle = tmp_path / "bundle"
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    edit_tensors(
+        checkpoint,
+        lambda tensors: {
+            name: tensor * (1e5 if name.endswith("layers.2.attn.Wqkv.weight") else 1)
+            for name, tensor in tensors.items()
+        },
+    )
+    export_onnx(checkpoint, bundle)
+    report = run.quantize(bundle, CALIBRATION[:20], HELD_OUT[:20], options(search=False), no_progress)
+    assert [graph.file for graph in report.graphs] == [CPU, REDUCED]
+    assert f"{ENGINES} is not made: queries and keys of layers.2" in report.notes[0]
+
+
+def test_engines_of_earlier_graphs_are_told_of(example: tuple[Path, QuantizationReport], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example[0], tmp_path / "bundle"))
+    build_engine(bundle, gpu="l4", precision="int8", profiles=["1x1:1x128:4x512"])
+    report = run.quantize(bundle, CALIBRATION[:20], HELD_OUT[:100], options(keep=("layers.0",)), no_progress)
+    assert report.notes == (
+        "engines/l4-int8.engine of the bundle: built from earlier graphs; build again with mbexport trt",
+    )
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 160000.0, "factor": 4.0, "original_max_position_embeddings": 512}
+DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize("rope", ["default", "yarn"])
+def test_rotary_tables_in_two_parts(rope: str, tmp_path: Path) -> None:
+    """Positions far beyond the finer part: as long texts go, the error does not grow."""
+    settings: dict[str, Any] = {"vocab_size": 5000}
+    if rope == "yarn":
+        settings["rope_parameters"] = {"full_attention": YARN, "sliding_attention": DEFAULT}
+    bundle = tmp_path / "bundle"
+    export_onnx(with_tokenizer(save_checkpoint(tmp_path / "checkpoint", ENCODER, **settings)), bundle)
+    run.quantize(bundle, CALIBRATION[:10], HELD_OUT[:5], options(search=False), no_progress)
+    exact, ours = (OnnxRuntimeBackend(bundle / file, as_written=True) for file in ("onnx/model_ort.onnx", CPU))
+    rng = np.random.default_rng(0)
+
+    def error(length: int) -> float:
+        ids = rng.integers(5, 5000, (1, length))
+        outputs = [backend.run(ids, np.ones_like(ids))["last_hidden_state"][0] for backend in (exact, ours)]
+        return float(np.sqrt(np.mean(np.square(outputs[1] - outputs[0])[-64:])) / outputs[0].std())
+
+    short = error(100)
+    assert 0 < short < 0.3
+    for length in (128, 129, 300, 1025, 2048):
+        assert error(length) < 1.5 * short, length
+
+
 TASKS: dict[str, dict[str, Any]] = {
     name: VARIANTS[name]
     for name in ("token classification", "question answering", "multiple choice, cls", "masked LM, tied",
@@ -261,7 +327,7 @@ def test_every_task_is_judged(task: str, tmp_path: Path) -> None:
         assert judged == (task in ("bare encoder", "regression", "multiple choice, cls"))
         if judged:
             assert quality.similarity is not None
-            assert quality.similarity > 0.97
+            assert quality.similarity > 0.9
         else:
             assert 75 <= quality.agreement <= 100
     with warnings.catch_warnings():
@@ -269,6 +335,8 @@ def test_every_task_is_judged(task: str, tmp_path: Path) -> None:
         model = load(bundle, precision="int8")
     if task.startswith("masked"):
         assert model.description.startswith("model_int8_selected")
+        graphs = [graph for graph in manifests.read(bundle).graphs if graph.precision == "int8" and graph.fused]
+        assert len({(graph.activation_bits, graph.gate) for graph in graphs}) == 2  # as its other graph was judged
         exact = load(bundle, precision="fp32")
         text = "The minister [MASK] the new tax."
         best, wanted = ({token["token"] for token in m([text])[0][0]} for m in (model, exact))
@@ -295,7 +363,11 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
-    [({"keep": ["layers.9"]}, InputError, "layers.9"), ({"max_length": 0}, InputError, "max_length"),
+    [({"keep": ["layers.9"]}, InputError, "layers.9"), ({"keep": ["layers"]}, InputError, "no part"),
+     ({"keep": ["embeddings", *(f"layers.{n}" for n in range(6))]}, InputError, "nothing is left"),
+     ({"calibration": ["one", None]}, InputError, "item 1 is None"),
+     ({"calibration": ["one", Example("two", 1)]}, InputError, "item 1"),
+     ({"max_length": 0}, InputError, "max_length"),
      ({"calibration": ["one"]}, InputError, "expected 2 or more"), ({"calibration": []}, InputError, "0 text")],
 )  # fmt: skip
 def test_bad_input(settings: dict[str, Any], error: type[Exception], message: str, example_bundle: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest, Source
 from mbexport.quantize.quality import Limits, measure, predictions
-from mbexport.quantize.samples import split
+from mbexport.quantize.samples import Sample, disjoint, few_note, split
 from mbexport.quantize.search import Sensitivity, fewest_kept
 from mbexport.texts import Example
 
@@ -20,6 +20,7 @@ TOPICS = Manifest(SOURCE, "text-classification", 512, labels=("a", "b"), activat
 TAGS = Manifest(SOURCE, "text-classification", 512, labels=("a", "b"), activation="sigmoid")
 SCORE = Manifest(SOURCE, "text-classification", 512, labels=("score",), activation="sigmoid")
 SPANS = Manifest(SOURCE, "question-answering", 512)
+ENTITIES = Manifest(SOURCE, "token-classification", 512, labels=("O", "B", "I"))
 VECTORS = Manifest(SOURCE, "feature-extraction", 512, pooling="mean")
 
 
@@ -47,7 +48,19 @@ def test_no_f1_without_all_labels(labels: list[str | None]) -> None:
 
 def test_labels_that_do_not_exclude_one_another_count_one_by_one() -> None:
     quality = measure(TAGS, rows([2, 1], [-1, 2]), rows([2, -1], [-1, 2]), [None, None])
-    assert (quality.predictions, quality.agreement) == (4, 75.0)
+    assert quality.predictions == 3  # what neither gives does not count
+    assert quality.agreement == pytest.approx(100 * 2 / 3)
+
+
+def test_what_is_nearly_always_predicted_hides_nothing() -> None:
+    """Two entities in a hundred tokens, both lost."""
+    before = np.zeros((100, 3), np.float32)
+    before[:, 0], before[[3, 50], 1] = 1, 2
+    after = before.copy()
+    after[:, 1:] = 0
+    quality = measure(ENTITIES, [before], [after], [None])
+    assert (quality.predictions, quality.agreement) == (2, 0)
+    assert measure(ENTITIES, [before], [before], [None]).agreement == 100
 
 
 def test_spans_count_both_ends() -> None:
@@ -59,8 +72,11 @@ def test_spans_count_both_ends() -> None:
 
 def test_scores_and_vectors_have_a_similarity() -> None:
     scores = rows([1], [2], [3])
-    assert measure(SCORE, scores, rows([10], [20], [30]), [None] * 3).similarity == pytest.approx(1)
-    assert measure(SCORE, scores, rows([3], [2], [1]), [None] * 3).similarity == pytest.approx(-1)
+    assert measure(SCORE, scores, scores, [None] * 3).similarity == 1
+    assert measure(SCORE, scores, rows([1.1], [2.1], [3.1]), [None] * 3).similarity == pytest.approx(1 - 0.01 * 1.5)
+    for other in (rows([10], [20], [30]), rows([3], [2], [1]), rows([4], [5], [6])):  # larger, turned round, shifted
+        assert measure(SCORE, scores, other, [None] * 3).similarity < 0
+    assert measure(SCORE, rows([5]), rows([5.001]), [None]).similarity == pytest.approx(1, abs=1e-6)
     quality = measure(VECTORS, rows([1, 0], [0, 1]), rows([1, 0], [1, 1]), [None] * 2)
     assert quality.similarity == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert quality.agreement is None
@@ -72,22 +88,37 @@ def test_outputs_that_are_not_finite_fail() -> None:
     assert "outputs are not finite" in quality.faults(Limits(min_agreement=0))
 
 
-def test_texts_are_split_and_none_is_in_both() -> None:
-    examples = [Example(f"text {number % 50}", "a") for number in range(100)]
+def samples(*texts: Sequence[int]) -> tuple[Sample, ...]:
+    return tuple(Sample(np.array(text, np.int64), None, None) for text in texts)
+
+
+def test_texts_are_split() -> None:
+    examples = [Example(f"text {number}", "a") for number in range(100)]
     first, second = split(examples, None)
-    assert (len(first), len(second)) == (25, 25)
+    assert (len(first), len(second)) == (50, 50)
     assert not {example.text for example in first} & {example.text for example in second}
     assert split(examples, None) == (first, second)
-
-
-def test_held_out_texts_lose_those_of_the_calibration() -> None:
-    first, second = split([Example("one"), Example("two")], [Example("two"), Example("three")])
-    assert [example.text for example in first] == ["one", "two"]
-    assert [example.text for example in second] == ["three"]
-    with pytest.raises(InputError, match="give other texts"):
-        split([Example("one")], [Example("one")])
+    assert split(examples[:1], examples[1:3]) == (examples[:1], examples[1:3])
     with pytest.raises(InputError, match="expected 2 or more"):
-        split([Example("one")], None)
+        split(examples[:1], None)
+
+
+def test_no_text_is_there_twice_nor_in_both() -> None:
+    """Told by their tokens: what differs in blanks, or beyond the cut, is the same to the model."""
+    found = disjoint(samples([1, 2], [1, 2], [3]), samples([3], [4], [4]))
+    assert [sample.ids.tolist() for sample in found.calibration] == [[1, 2], [3]]
+    assert [sample.ids.tolist() for sample in found.held_out] == [[4]]
+    with pytest.raises(InputError, match="give other texts"):
+        disjoint(samples([1]), samples([1]))
+
+
+def test_few_predictions_are_told_of() -> None:
+    values = rows(*([number % 2, 1 - number % 2] for number in range(100)))
+    labels = [None] * 100
+    assert few_note(TOPICS, measure(TOPICS, values, values, labels)) is None
+    note = few_note(TOPICS, measure(TOPICS, values[:8], values[:8], labels[:8]))
+    assert note is not None
+    assert "8 predictions only: one that differs is 12.5 %" in note
 
 
 @pytest.mark.parametrize("needed", [1, 2, 3, 5, 7, 8])
