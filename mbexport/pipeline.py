@@ -174,7 +174,7 @@ def build_engine(
     Args:
         bundle: the bundle; engines, their reports and manifest entries are added to it.
         gpu: names of GPUs, e.g. ``t4``; ``auto`` for this machine's.
-        precision: ``fp16``, ``bf16``, ``fp32``, or, once the bundle has such a graph, ``int8`` or ``fp8``.
+        precision: ``fp16``, ``bf16``, ``fp32``, or, once :func:`quantize_int8` has run, ``int8`` or ``fp8``.
         builder: ``tensorrt-rtx`` (ahead of time, anywhere), ``tensorrt`` (on the GPU itself) or ``auto``.
         profiles: optimization profiles, e.g. ``1x1:8x512:32x8192``; None for each GPU's default.
         workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
@@ -198,6 +198,10 @@ def build_engine(
 
     targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
     options = Options(precision, tuple(keep_fp32), profiles, workspace)
+    if precision == "fp8":
+        from mbexport.quantize.write import ensure_fp8_graph
+
+        ensure_fp8_graph(Path(bundle))
     return build_engines(Path(bundle), targets, options, progress)
 
 

@@ -104,15 +104,16 @@ def test_refusals(arguments: list[str], message: str, bundle: Path) -> None:
     assert not (bundle / "engines").exists() or not list((bundle / "engines").iterdir())
 
 
-@pytest.mark.parametrize(("precision", "option"), [("int8", ""), ("fp8", " --fp8")])
-def test_bundle_without_such_a_graph(precision: str, option: str, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "missing"),
+    [("int8", "holds no int8 graph; make one"), ("fp8", "calibration.npz is missing; make it")],
+)
+def test_bundle_without_such_a_graph(precision: str, missing: str, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     result = run(bundle, "--gpu", "l4", "--precision", precision)
     assert result.exit_code == 2
-    assert result.stderr == (
-        f"mbexport: error: {bundle} holds no {precision} graph; make one first: "
-        f"mbexport int8 {bundle} --calibration FILE{option}\n"
-    )
+    assert f"{missing} first: mbexport int8 {bundle} --calibration FILE" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def build(bundle: Path, file: str, target: tuple[int, int], engine: Path) -> dict[str, str]:

@@ -197,4 +197,4 @@ def tensors_of(spec: ModelSpec, stored: StoredWeights, calibration: Calibration,
             made[name], made[f"{name}_scale"] = variant.change(codes, scale)
     if variant.static == "none":
         return made
-    return made | steps(spec, calibration, (), 8, by_row=variant.static == "chosen")
+    return made | steps(spec, calibration, (), by_row=variant.static == "chosen")

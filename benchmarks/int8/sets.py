@@ -16,8 +16,7 @@ from mbexport import export_onnx
 from mbexport import manifest as manifests
 from mbexport.manifest import Manifest
 from mbexport.options import INT8_MAX_LENGTH
-from mbexport.quantize.samples import Sample, Sampler, split
-from mbexport.runtime.text import bundle_encoder
+from mbexport.quantize.samples import Sample, bundle_sampler, split
 from mbexport.texts import Example, read_examples
 from tests.outliers import blow_up
 
@@ -110,5 +109,5 @@ def prepare(given: TextSet, work: Path, *, twin: bool) -> Prepared:
         blow_up(checkpoint)
     export_onnx(checkpoint, bundle)
     manifest = manifests.read(bundle)
-    sampler = Sampler(manifest, bundle_encoder(bundle, manifest), given.max_length)
+    sampler = bundle_sampler(bundle, manifest, given.max_length)
     return Prepared(bundle, manifest, calibration, held_out, sampler.samples(calibration), sampler.samples(held_out))

@@ -71,7 +71,4 @@ def _quantized_graph(bundle: Path, precision: str, keep_fp32: Sequence[str]) -> 
     for graph in manifest.graphs:
         if (graph.precision, graph.dialect) == (precision, DIALECT):
             return graph
-    option = " --fp8" if precision == "fp8" else ""
-    raise BundleError(
-        f"{bundle} holds no {precision} graph; make one first: mbexport int8 {bundle} --calibration FILE{option}"
-    )
+    raise BundleError(f"{bundle} holds no {precision} graph; make one first: mbexport int8 {bundle} --calibration FILE")

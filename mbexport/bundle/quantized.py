@@ -68,11 +68,11 @@ def written(bundle: Path, data_file: str, graphs: Sequence[Tensors]) -> Iterator
 
 @dataclass(frozen=True)
 class Placed:
-    """A graph to put into a bundle: its manifest entry but for the hash, the model, and its check."""
+    """A graph to put into a bundle: its manifest entry but for the hash, the model, and its check, if it has one."""
 
     entry: Graph
     model: ir.Model
-    check: Check
+    check: Check | None
 
 
 def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Graph, ...]:
@@ -104,10 +104,10 @@ def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Gra
             put_in_place(weights.temporary, bundle / weights.file.file)
             for item, temporary in new:
                 put_in_place(temporary, bundle / item.entry.file)
-            current = without(current).with_weights(weights.file)
             for entry, item in zip(entries, graphs, strict=True):
-                current = current.with_graph(entry).with_check(item.check)
-            return current
+                current = current.with_graph(entry)
+                current = current if item.check is None else current.with_check(item.check)
+            return current.with_weights(weights.file)  # last: a graph's entry takes the place of its weights', too
 
         # First without the graphs: readers that come while their files change find no entry of them.
         manifests.update(bundle, without)

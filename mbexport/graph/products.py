@@ -75,7 +75,8 @@ class IntegerProducts(Products):
     Args:
         b: the graph.
         activation_bits: 8; or 7 for CPUs that add pairs of uint8 x int8 products in 16 bits, which
-            saturate beyond 2 * 127 * 127.
+            saturate beyond 2 * 127 * 127. With 7, every site has ranges for each token: a range for all
+            would let values beyond it have codes of 8 bits.
     """
 
     def __init__(self, b: GraphBuilder, activation_bits: int = 8) -> None:
@@ -92,11 +93,7 @@ class IntegerProducts(Products):
         if not b.has_weight(f"{site.name}.step"):
             return self._by_row(entered.value, name)
         step = b.weight(f"{site.name}.step")
-        codes = b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes")
-        most = 2 * self._levels + 1
-        if most < np.iinfo(np.uint8).max:  # what lies beyond the range would have codes of all 8 bits
-            codes = b.op("Clip", codes, None, b.constant("most_code", np.uint8(most)), name=f"{name}_cut")
-        return Entered(codes, step)
+        return Entered(b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes"), step)
 
     def _by_row(self, x: ir.Value, name: str) -> Entered:
         """Each token's numbers by its largest magnitude; x [..., in]."""
@@ -129,7 +126,8 @@ class IntegerProducts(Products):
         if element_type(table) != ir.DataType.INT8:
             return super().tied(rows, last)
         x, scales = self._by_row(rows, "tied"), b.weight(EMBEDDING_SCALES)
-        zeros = b.constant("tied_zeros", np.int8(0))
+        assert table.shape is not None
+        zeros = b.constant("tied_zeros", np.zeros(table.shape.numpy()[0], np.int8))
         y = b.op("QGemm", x.value, x.step, self._zero(), table, scales, zeros, name="tied", domain=MICROSOFT, transB=1)
         y = b.op("Mul", y, x.rows, name="tied_by_row")
         return b.op("Add", y, b.weight(f"{last}.bias"), name="tied_bias") if b.has_weight(f"{last}.bias") else y

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +53,10 @@ class Calibration:
                 sites = {name: _choice(arrays[f"{name}.factor"], arrays[f"{name}.figures"].tolist()) for name in names}
                 return cls(str(arrays["source"]), int(arrays["texts"]), sites)
         except FileNotFoundError as cause:
-            raise BundleError(f"{file} is missing; make it: mbexport int8 BUNDLE --calibration FILE") from cause
-        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise BundleError(
+                f"{file} is missing; make it first: mbexport int8 {file.parent} --calibration FILE"
+            ) from cause
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as cause:
             raise BundleError(f"{file} is damaged: {cause}; run mbexport int8 again") from cause
 
 

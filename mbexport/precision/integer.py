@@ -12,11 +12,10 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import InputError
 from mbexport.graph.layers import EMBEDDING_SCALES
-from mbexport.graph.products import most_code
 from mbexport.graph.rope import split_tables
 from mbexport.graph.sites import Site, encoder_sites
 from mbexport.precision.calibration import Calibration
-from mbexport.precision.codes import to_codes
+from mbexport.precision.codes import MOST, to_codes
 from mbexport.precision.smooth import SmoothedTensors, Tensors
 
 EMBEDDINGS_PART = "embeddings"
@@ -87,20 +86,19 @@ def integer_tensors(
 
 
 def steps(
-    spec: ModelSpec, calibration: Calibration, keep: Collection[str], bits: int, *, by_row: bool = True
+    spec: ModelSpec, calibration: Calibration, keep: Collection[str], *, by_row: bool = True
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """What a code counts at the sites that have one range for all tokens, by name of the tensor.
+    """What a code of 8 bits counts at the sites that have one range for all tokens, by name of the tensor.
 
     Args:
         spec: the model.
         calibration: ranges.
         keep: parts that stay float32.
-        bits: of a code.
         by_row: whether the graph has ranges for each token, where they are worth it.
     """
     chosen = {site.name: calibration.sites[site.name] for site in quantized_sites(spec, keep)}
     return {
-        f"{name}.step": np.array(choice.range / most_code(bits), np.float32)
+        f"{name}.step": np.array(choice.range / MOST, np.float32)
         for name, choice in chosen.items()
         if not (by_row and choice.by_row)
     }

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mbexport import manifest as manifests
-from mbexport.bundle.quantized import Placed, place, written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.files import Progress, to_json, write_atomically
-from mbexport.graph.encoder import DIALECTS, build_graph
+from mbexport.graph.encoder import build_graph
 from mbexport.graph.sites import encoder_sites
-from mbexport.manifest import Check, Graph, Manifest
-from mbexport.options import INT8_MAX_LENGTH, QUANTIZED
+from mbexport.manifest import Check, Manifest
+from mbexport.options import INT8_MAX_LENGTH
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.integer import quantized_sites
 from mbexport.precision.strength import choose
@@ -22,15 +21,14 @@ from mbexport.quantize.judge import Judge
 from mbexport.quantize.observe import observe
 from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.report import GraphReport, QuantizationReport, page, site_reports
-from mbexport.quantize.samples import Sample, Sampler, Samples, label_note, split
+from mbexport.quantize.samples import Sample, Samples, bundle_sampler, label_note, split
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
-from mbexport.runtime.text import bundle_encoder
+from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
 from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder
 
-CALIBRATION_FILE = "reports/calibration.npz"
 FP32_DATA_FILE = "onnx/model.onnx_data"
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"
@@ -82,7 +80,7 @@ def quantize(
     spec = read_bundle_spec(bundle, manifest)
     quantized_sites(spec, options.keep)  # refuses a part that is none, before any work is done
     first, second = split(calibration, held_out)
-    sampler = Sampler(manifest, bundle_encoder(bundle, manifest), options.max_length)
+    sampler = bundle_sampler(bundle, manifest, options.max_length)
     samples = Samples(sampler.samples(first), sampler.samples(second))
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))
@@ -94,10 +92,7 @@ def quantize(
     try:
         make_folder(bundle / "reports")
         source.calibration.save(bundle / CALIBRATION_FILE)
-        for precision in QUANTIZED:
-            chosen = [verdict for verdict in verdicts if verdict.target.precision == precision]
-            if chosen:
-                _place(bundle, source, chosen, options.limits)
+        write_graphs(bundle, source, [verdict.made(options.limits) for verdict in verdicts])
         report = QuantizationReport(
             passed=not any(verdict.faults for verdict in verdicts),
             graphs=tuple(verdict.report() for verdict in verdicts),
@@ -121,11 +116,6 @@ def quantize(
 def _targets(options: Options) -> tuple[Target, ...]:
     eight_bits = (integer_target(8), integer_target(7), engine_target("int8"))
     return (*eight_bits, engine_target("fp8")) if options.fp8 else eight_bits
-
-
-def data_file(precision: str) -> str:
-    """The weights of all graphs of a precision."""
-    return f"onnx/model_{precision}.onnx_data"
 
 
 class _Steps:
@@ -166,6 +156,11 @@ class _Verdict:
 
     def report(self) -> GraphReport:
         return GraphReport(self.target.file, not self.faults, self.keep, self.quality, self.faults)
+
+    def made(self, limits: Limits) -> Made:
+        figures = self.quality.to_dict() | {"limits": asdict(limits)}
+        check = Check(f"quality of {self.target.file}", REFERENCE, figures, not self.faults)
+        return Made(self.target, self.keep, check)
 
 
 class _Gate:
@@ -220,32 +215,3 @@ class _Gate:
             self._source.spec,
             lambda keep: judge.quality(target.trial(self._source, keep), "what each part costs").error,
         )
-
-
-def _place(bundle: Path, source: Source, verdicts: Sequence[_Verdict], limits: Limits) -> None:
-    """Write the graphs of a calibration, all of one file of weights."""
-    tensors = [
-        {
-            name: source.stored[name] if array is None else array
-            for name, array in verdict.target.tensors(source, verdict.keep).items()
-        }
-        for verdict in verdicts
-    ]
-    file = data_file(verdicts[0].target.precision)
-    with written(bundle, file, tensors) as weights:
-        graphs = []
-        for number, verdict in enumerate(verdicts):
-            target, own = verdict.target, weights.tensors(number, bundle / file)
-            entry = Graph(
-                target.file, target.precision, target.dialect, DIALECTS[target.dialect].opset, "",
-                keep_fp32=verdict.keep, unheld=target.unheld(source, verdict.keep),
-                activation_bits=target.activation_bits, gate="failed" if verdict.faults else "passed",
-            )  # fmt: skip
-            figures = verdict.quality.to_dict() | {"limits": asdict(limits)}
-            check = Check(f"quality of {target.file}", REFERENCE, figures, not verdict.faults)
-            graphs.append(Placed(entry, target.build(source.spec, own), check))
-            if source.spec.task == "fill-mask" and target.selecting_file is not None:
-                selecting = replace(entry, file=target.selecting_file, selects_tokens=True)
-                model = target.build(source.spec, own, selects_tokens=True)
-                graphs.append(Placed(selecting, model, replace(check, what=f"quality of {selecting.file}")))
-        place(bundle, weights, graphs)

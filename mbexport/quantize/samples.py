@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.options import CALIBRATION_TEXTS, HELD_OUT_TEXTS
-from mbexport.runtime.text import TextEncoder
+from mbexport.runtime.text import TextEncoder, bundle_encoder
 from mbexport.texts import Example
 
 IntArray = npt.NDArray[np.int64]
@@ -63,19 +64,27 @@ def split(calibration: Sequence[Example], held_out: Sequence[Example] | None) ->
     return chosen, judging[:: max(1, len(judging) // HELD_OUT_TEXTS)][:HELD_OUT_TEXTS]
 
 
+def bundle_sampler(bundle: Path, manifest: Manifest, max_length: int) -> Sampler:
+    """A sampler with the bundle's tokenizer, which cuts texts to ``max_length`` tokens or to the model's fewer.
+
+    Raises:
+        BundleError: the tokenizer is missing or cannot be read.
+    """
+    cut = replace(manifest, max_length=min(max_length, manifest.max_length))
+    return Sampler(manifest, bundle_encoder(bundle, cut))
+
+
 class Sampler:
     """Makes samples of texts, as the model's task reads them.
 
     Args:
         manifest: the bundle's.
-        encoder: its tokenizer.
-        max_length: tokens that a text is cut to.
+        encoder: its tokenizer, which cuts.
     """
 
-    def __init__(self, manifest: Manifest, encoder: TextEncoder, max_length: int) -> None:
+    def __init__(self, manifest: Manifest, encoder: TextEncoder) -> None:
         self._manifest = manifest
         self._encoder = encoder
-        self._max_length = max_length
         self._mask_id = encoder.token_id(manifest.mask_token) if manifest.mask_token else None
 
     def samples(self, examples: Sequence[Example]) -> tuple[Sample, ...]:
@@ -86,7 +95,7 @@ class Sampler:
         """
         encoded = self._encoder.encode([example.text for example in examples])
         made = [
-            self._sample(number, item.ids[: self._max_length], self._label(example.label))
+            self._sample(number, item.ids, self._label(example.label))
             for number, (item, example) in enumerate(zip(encoded, examples, strict=True))
             if len(item.ids)
         ]

@@ -79,7 +79,7 @@ def integer_target(bits: int, *, by_row: bool = True) -> Target:
 
     def tensors(source: Source, keep: Collection[str]) -> Arrays:
         named: Arrays = dict(integer_tensors(source.spec, source.stored, source.calibration, keep))
-        return named | steps(source.spec, source.calibration, keep, bits, by_row=by_row)
+        return named | (steps(source.spec, source.calibration, keep, by_row=by_row) if bits == 8 else {})
 
     def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol], *, selects_tokens: bool = False) -> ir.Model:
         products = partial(IntegerProducts, activation_bits=bits)
