@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,15 +167,15 @@ def operators(work: Path, say: Say) -> dict[str, Any]:
 
 
 def write(bundle: Path, folder: Path, variant: Variant) -> None:
-    """A bundle whose one INT8 graph is a variant's; FP32's files are those of another bundle."""
+    """A bundle of nothing but a variant's INT8 graph, made of the weights and ranges of another bundle."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(bundle, folder, copy_function=os.link)  # what is written anew gets a file of its own
-    manifest = manifests.read(folder)
-    spec, stored = read_bundle_spec(folder, manifest), StoredWeights(folder, manifest)
-    calibration = Calibration.load(folder / CALIBRATION_FILE)
-    for graph in manifest.graphs:
-        if graph.precision == "int8":
-            manifests.update(folder, lambda current, file=graph.file: current.without_graph(file))  # type: ignore[misc]
+    (folder / "onnx").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundle / name, folder)
+    manifest = manifests.read(bundle)
+    manifests.write(dataclasses.replace(manifest, graphs=(), weights=(), checks=()), folder)
+    spec, stored = read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest)
+    calibration = Calibration.load(bundle / CALIBRATION_FILE)
     made = tensors_of(spec, stored, calibration, variant)
     named = {name: stored[name] if array is None else array for name, array in made.items()}
     with written(folder, f"{FILE}_data", [named]) as weights:
