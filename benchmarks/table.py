@@ -81,10 +81,8 @@ def cpu() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
-    "half-table": half, "engines-table": engines,
+    "half-table": half, "engines-table": engines, "int8-quality-table": quality_table, "int8-speed-table": speed_table,
 }  # fmt: skip
-if (RESULTS / "int8.json").exists():
-    SECTIONS |= {"int8-quality-table": quality_table, "int8-speed-table": speed_table}
 
 
 def _load(name: str) -> dict[str, Any]:
