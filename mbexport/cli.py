@@ -93,7 +93,7 @@ def _size(path: Path) -> str:
 )  # fmt: skip
 @click.option(
     "--min-similarity", type=click.FloatRange(0, 1), default=MIN_SIMILARITY, show_default=True,
-    help="Least mean cosine of embeddings, or correlation of scores.",
+    help="Least mean cosine of embeddings, or coefficient of determination of scores.",
 )  # fmt: skip
 @click.option(
     "--max-length", type=click.IntRange(min=1), default=INT8_MAX_LENGTH, show_default=True,

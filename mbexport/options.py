@@ -13,7 +13,7 @@ BUILDER_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # th
 BUILDERS = ("auto", *BUILDER_MODULES)
 MIN_AGREEMENT = 99.0  # percent of predictions of an INT8 graph that are those of the FP32 graph
 MAX_F1_DROP = 0.5  # points of macro-F1 that an INT8 graph may lose
-MIN_SIMILARITY = 0.99  # of an INT8 graph's embeddings (mean cosine) or scores (correlation)
+MIN_SIMILARITY = 0.99  # of an INT8 graph's embeddings (mean cosine) or scores (coefficient of determination)
 CALIBRATION_TEXTS, HELD_OUT_TEXTS = 256, 1000  # at most
 # Of the spread of FP32's answers, its largest minus its smallest value: what an FP32 peer's may differ by. INT8 is
 # judged on texts by its quality gate, for which random ids are no substitute; the second number finds what is broken.

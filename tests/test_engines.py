@@ -338,8 +338,9 @@ def test_interrupt_from_the_keyboard(bundle: Path) -> None:
     gpus = [word for name in ("a100", "a10", "l4", "t4", "rtx5090") for word in ("--gpu", name)]
     command = [sys.executable, "-m", "mbexport", "trt", str(bundle), *gpus]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (ignored in background jobs)
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while not (bundle / "engines").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
