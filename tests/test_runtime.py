@@ -239,3 +239,27 @@ def test_labels_that_do_not_fit_the_graph(example_bundle: Path, tmp_path: Path) 
     path.write_text(path.read_text().replace('"tech"', '"tech", "more"'))
     with pytest.raises(BundleError, match="the manifest has 6 labels"):
         load(bundle)
+
+
+def test_prepared_items_are_answered_as_they_come_and_as_a_call_answers_them(example_bundle: Path) -> None:
+    model = load(example_bundle)
+    texts = ["Shares fell.", "The striker scored twice in the second half. " * 20, "A new phone."]
+    prepared = model.prepare(texts)
+    assert [item.item for item in prepared] == texts
+    assert [item.tokens for item in prepared] == [len(part.ids) for item in prepared for part in item.parts]
+    answers = list(model.answers(prepared))
+    assert [number for number, _ in answers] != [0, 1, 2]  # the longest first
+    assert [answer for _, answer in sorted(answers)] == model(texts)
+    assert len({answer["label"] for _, answer in answers}) > 1
+
+
+def test_check_runs_the_model(example_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(example_bundle)
+    model.check()
+
+    def lost(*_: object, **__: object) -> None:
+        raise BackendError("the device is lost")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", lost)
+    with pytest.raises(BackendError, match="lost"):
+        model.check()

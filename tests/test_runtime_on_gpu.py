@@ -288,8 +288,8 @@ def test_a_trial_that_fails_gives_back_its_memory_at_once(
         tried.append(backend)
         run_once(backend, manifest)
 
-    run_once = on_gpu_module._try
-    monkeypatch.setattr(on_gpu_module, "_try", trial)
+    run_once = on_gpu_module.run_once
+    monkeypatch.setattr(on_gpu_module, "run_once", trial)
     add_engine(bundle, refuses=True)
     add_engine(bundle, "1x1:1x8:1x16")
     with pytest.warns(FallbackWarning, match=r"fp16-1\.engine on TensorRT-RTX 1\.7\.1\.116 is used"):

@@ -13,8 +13,8 @@ from mbexport.errors import InputError
 from mbexport.manifest import Manifest
 from mbexport.options import CALIBRATION_TEXTS, HELD_OUT_TEXTS
 from mbexport.quantize.quality import Quality
-from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder
-from mbexport.texts import Example, Text
+from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, with_prompt
+from mbexport.texts import Example
 
 IntArray = npt.NDArray[np.int64]
 MASKED, MOST_MASKED = 0.15, 4  # of a text's tokens, those that a masked language model is asked for: share, number
@@ -109,7 +109,8 @@ class Sampler:
         Raises:
             InputError: no text has one, or a text is not what the tokenizer takes.
         """
-        encoded = self._encoder.encode([self._prompted(example.text) for example in examples])
+        texts = with_prompt([example.text for example in examples], self._manifest.sentence, None)  # as the runtime
+        encoded = self._encoder.encode(texts)
         made = [
             self._sample(number, item, self._label(example.label))
             for number, (item, example) in enumerate(zip(encoded, examples, strict=True))
@@ -118,13 +119,6 @@ class Sampler:
         if not made:
             raise InputError("no text has a token; look whether the tokenizer is the model's")
         return tuple(made[:MOST_FILLED] if self._manifest.task == "fill-mask" else made)
-
-    def _prompted(self, text: Text) -> Text:
-        """As the runtime feeds it: behind the model's default prompt."""
-        sentence = self._manifest.sentence
-        if sentence is None or sentence.default_prompt is None or not isinstance(text, str):
-            return text
-        return str(sentence.prompts[sentence.default_prompt]) + text
 
     def _label(self, label: str | None) -> str | None:
         names = self._manifest.labels or ()

@@ -13,7 +13,7 @@ from typing import TypeVar
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.schedule import MOST_LANES, Run, plan_runs, share_cores
+from mbexport.runtime.schedule import MOST_LANES, MOST_TOKENS, Run, plan_runs, share_cores
 
 T = TypeVar("T")
 
@@ -48,6 +48,11 @@ class Cores:
         self._lock = threading.Lock()
         self._pair: tuple[OnnxRuntimeBackend, ThreadPoolExecutor] | None = None
         self._process = os.getpid()
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that keep all cores busy."""
+        return MOST_TOKENS * (min(self._count, MOST_LANES) if self._share else 1)
 
     def plan(self, lengths: Sequence[int]) -> list[Run]:
         """See :func:`plan_runs`."""

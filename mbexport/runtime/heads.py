@@ -68,6 +68,13 @@ def normalized(vectors: FloatArray) -> FloatArray:
     return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
+def shortened(vector: FloatArray, size: int | None, *, renormalize: bool = False) -> FloatArray:
+    """The first ``size`` numbers of a vector [numbers] (Matryoshka), all for None, perhaps brought to length 1."""
+    if size is None or size >= len(vector):
+        return vector
+    return normalized(vector[:size]) if renormalize else vector[:size]
+
+
 def pool(hidden: FloatArray, pooling: str) -> FloatArray:
     """Token vectors of a text without padding, [tokens, hidden], to one vector [hidden]."""
     return np.asarray(hidden[0] if pooling == "cls" else hidden.mean(axis=0, dtype=np.float32), dtype=np.float32)

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,15 @@ from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest
 from mbexport.options import DEVICES
+from mbexport.runtime.answers import Outputs, Prepared, answer, items_of, parts_of
 from mbexport.runtime.backends.interface import Backend, IntArray
-from mbexport.runtime.heads import FloatArray, choice, classification, normalized, pool, top_tokens
+from mbexport.runtime.heads import FloatArray
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.spans import best_span
-from mbexport.runtime.start import Executor, Wish, start
-from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks
+from mbexport.runtime.start import Executor, Wish, run_once, start
+from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks, with_prompt
 from mbexport.texts import Text
 
 MOST_THREADS = 1024
-Outputs = dict[str, FloatArray]  # of one text, by name
-TOP_TOKENS = 5  # answers to one mask
 
 
 class TruncationWarning(UserWarning):
@@ -75,14 +74,63 @@ class Model:
             InputError: an item is no text, or not what the task takes.
             BackendError: the forward pass failed.
         """
-        task = self.manifest.task
-        if task == "text-classification":
-            return [classification(row, self.manifest) for row in self.logits(texts)]
-        if task == "multiple-choice":
-            return self._choose(texts)
-        if task == "feature-extraction" and self.manifest.pooling is not None:
-            return list(self.embed(texts))
-        return self._answer_tokens(texts)
+        prepared = self.prepare(texts)
+        answers = dict(self.answers(prepared))
+        return [answers[number] for number in range(len(prepared))]
+
+    def prepare(
+        self, texts: Sequence[Any], prompt_name: str | None = None, truncate_dim: int | None = None
+    ) -> list[Prepared]:
+        """Check and tokenize items, for :meth:`answers`: on any thread, apart from the forward pass.
+
+        Args:
+            texts: as :meth:`__call__` takes them.
+            prompt_name: see :meth:`embed`.
+            truncate_dim: see :meth:`embed`.
+
+        Raises:
+            InputError: an item is no text, or not what the task takes; no such prompt.
+        """
+        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+            raise InputError(f"truncate_dim is {truncate_dim!r}, expected a whole number from 1, or None")
+        items = items_of(texts)
+        parts = parts_of(items, self.manifest.task)
+        encoded = iter(self._encode(list(chain.from_iterable(parts)), prompt_name))
+        return [
+            Prepared(item, tuple(islice(encoded, len(own))), truncate_dim)
+            for item, own in zip(items, parts, strict=True)
+        ]
+
+    def answers(self, prepared: Sequence[Prepared]) -> Iterator[tuple[int, Any]]:
+        """Number and answer of each item as soon as it is computed, which is not in order.
+
+        Raises:
+            BackendError: a forward pass failed; what was not yet given has no answer then.
+        """
+        owners = [number for number, item in enumerate(prepared) for _ in item.parts]
+        firsts = list(accumulate((len(item.parts) for item in prepared), initial=0))
+        outputs: dict[int, dict[int, Outputs]] = {}  # of items whose parts have not all come, by part
+        for part, output in self._results([part.ids for item in prepared for part in item.parts]):
+            number = owners[part]
+            found = outputs.setdefault(number, {})
+            found[part - firsts[number]] = output
+            if len(found) == len(prepared[number].parts):
+                del outputs[number]
+                in_order = [found[place] for place in range(len(found))]
+                yield number, answer(prepared[number], in_order, self.manifest, self._encoder.decode)
+
+    def check(self) -> None:
+        """Run the model once, on one token, on the device that it computes on.
+
+        Raises:
+            BackendError: the forward pass failed: the device is lost, or its memory is full.
+        """
+        run_once(self._executor.all, self.manifest)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that keep the device busy: more in one call make a token no cheaper."""
+        return self._executor.batch_tokens
 
     def logits(self, texts: Sequence[Text]) -> FloatArray:
         """Raw outputs of a text classifier, float32 [texts, labels].
@@ -115,31 +163,13 @@ class Model:
         manifest = self.manifest
         if manifest.task != "feature-extraction" or manifest.pooling is None:
             raise InputError(f"a {manifest.task} bundle has no embeddings of texts; use outputs()")
-        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
-            raise InputError(f"truncate_dim is {truncate_dim!r}, expected a whole number from 1, or None")
-        name = "last_hidden_state" if manifest.sentence is None else "sentence_embedding"
-        encoded = self._encode(self._with_prompt(_items(texts), prompt_name))
-        vectors = np.empty((len(encoded), self._executor.all.width(name)), np.float32)
-        for number, output in self._results(_ids(encoded)):  # pooled as they come: token vectors need much memory
-            vectors[number] = pool(output[name], manifest.pooling) if manifest.sentence is None else output[name]
-        return self._truncate(vectors, truncate_dim)
-
-    def _with_prompt(self, texts: Sequence[Text], name: str | None) -> Sequence[Text]:
-        sentence = self.manifest.sentence
-        prompts = sentence.prompts if sentence else {}
-        name = name or (sentence.default_prompt if sentence else None)
-        if name is None:
-            return texts
-        if name not in prompts:
-            raise InputError(f"there is no prompt {name!r}; the model has {', '.join(prompts) or 'none'}")
-        return [prompts[name] + text if isinstance(text, str) else text for text in texts]
-
-    def _truncate(self, vectors: FloatArray, size: int | None) -> FloatArray:
-        sentence = self.manifest.sentence
-        size = size or (sentence.truncate_dim if sentence else None)
-        if size is None or size >= vectors.shape[1]:
-            return vectors
-        return normalized(vectors[:, :size]) if sentence and sentence.normalized else vectors[:, :size]
+        prepared = self.prepare(texts, prompt_name, truncate_dim)
+        width = self._executor.all.width("last_hidden_state" if manifest.sentence is None else "sentence_embedding")
+        size = truncate_dim or (manifest.sentence.truncate_dim if manifest.sentence else None) or width
+        vectors = np.empty((len(prepared), min(size, width)), np.float32)
+        for number, vector in self.answers(prepared):
+            vectors[number] = vector
+        return vectors
 
     def outputs(self, texts: Sequence[Text]) -> list[Outputs]:
         """The graph's outputs for each text, by name, without a batch axis.
@@ -151,7 +181,7 @@ class Model:
             InputError: an item is no text, or has no mask where one is to be filled.
             BackendError: the forward pass failed.
         """
-        return self._outputs(_ids(self._encode(self._with_prompt(_items(texts), None))))
+        return self._outputs([item.ids for item in self._encode(items_of(texts), None)])
 
     def outputs_of_tokens(self, token_ids: Iterable[IntArray]) -> list[Outputs]:
         """The graph's outputs for token ids already made, as :meth:`outputs` gives them for texts.
@@ -171,49 +201,17 @@ class Model:
                 raise InputError(f"item {number} has {len(ids)} tokens, expected 1 to {self.manifest.max_length}")
             if ids.min() < 0:
                 raise InputError(f"item {number} holds the id {ids.min()}; ids count from 0")
+        if self._mask_id is not None:
+            check_masks(token_ids, self._mask_id, self.manifest)
         return self._outputs(token_ids)
 
-    def _answer_tokens(self, texts: Sequence[Text]) -> list[Any]:
-        """Answers of the tasks whose outputs belong to tokens."""
-        task, labels, decode = self.manifest.task, self.manifest.labels or (), self._encoder.decode
-        items = _items(texts)
-        if task == "question-answering" and not all(isinstance(text, tuple) for text in items):
-            raise InputError("question answering takes pairs: [(question, context), ...]")
-        encoded = self._encode(self._with_prompt(items, None))
-        answers: list[Any] = []
-        for text, item, output in zip(items, encoded, self._outputs(_ids(encoded)), strict=True):
-            if task == "question-answering":
-                answers.append(best_span(output["start_logits"], output["end_logits"], item, text[1]))
-            elif task == "fill-mask":
-                answers.append([top_tokens(row, TOP_TOKENS, decode) for row in output["logits"]])
-            elif task == "token-classification":
-                from mbexport.runtime.entities import entities
-
-                answers.append(entities(output["logits"], item, text if isinstance(text, str) else text[0], labels))
-            else:
-                answers.append(output["token_embeddings"])
-        return answers
-
-    def _choose(self, questions: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
-        items: list[tuple[str, list[str]]] = []
-        for number, item in enumerate(_items(questions)):
-            if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], str) or not len(item[1]):
-                raise InputError(
-                    f"item {number}: multiple choice takes pairs of a text and its choices: "
-                    "[(text, [choice, ...]), ...]"
-                )
-            items.append((item[0], list(item[1])))
-        pairs = [(text, option) for text, options in items for option in options]
-        logits = [output["logits"] for output in self.outputs(pairs)]
-        ends = np.cumsum([len(options) for _, options in items])
-        parts = np.split(np.array(logits), ends[:-1]) if items else []
-        return [choice(values, options) for (_, options), values in zip(items, parts, strict=True)]
-
-    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
-        encoded = self._encoder.encode(texts)
+    def _encode(self, texts: Sequence[Text], prompt_name: str | None) -> list[Encoded]:
+        encoded = self._encoder.encode(with_prompt(texts, self.manifest.sentence, prompt_name))
         for number, item in enumerate(encoded):
             if not len(item.ids):
                 raise InputError(f"text {number} has no tokens; this tokenizer adds none of its own to an empty text")
+        if self._mask_id is not None:
+            check_masks([item.ids for item in encoded], self._mask_id, self.manifest)
         self._count_truncated(sum(item.truncated for item in encoded), len(encoded))
         return encoded
 
@@ -226,8 +224,6 @@ class Model:
 
     def _results(self, token_ids: Sequence[IntArray]) -> Iterator[tuple[int, Outputs]]:
         """Number and outputs of each text as they are computed."""
-        if self._mask_id is not None:
-            check_masks(token_ids, self._mask_id, self.manifest)
         runs = self._executor.plan([len(ids) for ids in token_ids])
         for run, rows in self._executor.map(lambda backend, run: self._forward(backend, run, token_ids), runs):
             yield from zip(run.texts, rows, strict=True)
@@ -261,17 +257,6 @@ class Model:
                 TruncationWarning,
                 stacklevel=2,
             )
-
-
-def _ids(encoded: Sequence[Encoded]) -> list[IntArray]:
-    return [item.ids for item in encoded]
-
-
-def _items(texts: object) -> list[Any]:
-    """The texts as a list; pairs that are lists, as JSON has them, as tuples."""
-    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
-        raise InputError(f"texts is a {type(texts).__name__}, expected a list of texts: [text]")
-    return [tuple(item) if isinstance(item, list) and len(item) == 2 else item for item in texts]
 
 
 def load(

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import BackendError, InputError, MissingExtraError
 from mbexport.manifest import Engine, Manifest
@@ -20,7 +18,7 @@ from mbexport.runtime.engines import choose_engines, doubt_of, installed_version
 from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.graphs import QualityWarning, choose_graphs, cpu_graph, warning_of
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.start import Wish
+from mbexport.runtime.start import Wish, run_once
 
 CPU_USED = "THE CPU IS USED, not the GPU"
 T = TypeVar("T")
@@ -32,10 +30,15 @@ class InTurn:
     Args:
         backend: what runs.
         limits: what may be run at one time.
+
+    Attributes:
+        all: the backend.
+        batch_tokens: of its largest runs.
     """
 
     def __init__(self, backend: Backend, limits: Limits) -> None:
         self.all = backend
+        self.batch_tokens = limits.tokens
         self._limits = limits
 
     def plan(self, lengths: Sequence[int]) -> list[Run]:
@@ -102,7 +105,7 @@ def _load_engine(bundle: Path, manifest: Manifest, engine: Engine) -> InTurn:
 
     backend = TensorRTBackend(bundle, engine)
     try:
-        _try(backend, manifest)
+        run_once(backend, manifest)
     except BackendError:
         backend.close()  # the next one needs the memory
         raise
@@ -117,16 +120,10 @@ def _on_cuda_provider(bundle: Path, manifest: Manifest, wish: Wish, reasons: lis
     for graph in choose_graphs(bundle, manifest, wish.precision, reasons):
         try:
             backend = OnnxRuntimeBackend(bundle / graph.file, wish.threads, as_written=graph.fused, provider=CUDA)
-            _try(backend, manifest)
+            run_once(backend, manifest)
         except BackendError as cause:  # noqa: PERF203 (two graphs)
             if str(cause) not in reasons:  # of another graph: a library that is missing is missing for all
                 reasons.append(str(cause))
         else:
             return InTurn(backend, Limits(tokens=token_budget(map(backend.width, backend.per_token))))
     return None
-
-
-def _try(backend: Backend, manifest: Manifest) -> None:
-    """Run a backend once, on one token: what a GPU cannot do may show only when it runs."""
-    one = np.ones((1, 1), np.int64)
-    backend.run(one, one, np.zeros(1, np.int64) if manifest.mask_token else None, manifest.answer_outputs)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from mbexport.manifest import Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
@@ -24,6 +26,10 @@ class Executor(Protocol):
     @property
     def all(self) -> Backend:
         """The backend, with all that the machine gives it."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that keep the device busy: more at a time make a token no cheaper."""
 
     def plan(self, lengths: Sequence[int]) -> list[Run]:
         """Runs of all texts, from the tokens of each; InputError where a text is too long."""
@@ -61,3 +67,13 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
     if fault is not None:
         warnings.warn(warning_of(bundle / graph.file, fault), QualityWarning, stacklevel=3)  # in load's caller
     return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
+
+
+def run_once(backend: Backend, manifest: Manifest) -> None:
+    """Run a backend on one token: what a device cannot do may show only when it runs.
+
+    Raises:
+        BackendError: the forward pass failed.
+    """
+    one = np.ones((1, 1), np.int64)
+    backend.run(one, one, np.zeros(1, np.int64) if manifest.mask_token else None, manifest.answer_outputs)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mbexport.errors import BundleError, InputError
-from mbexport.manifest import Manifest
+from mbexport.manifest import Manifest, Sentence
 from mbexport.texts import Text
 
 
@@ -110,6 +110,26 @@ def bundle_encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
     """
     keep_first = manifest.task == "question-answering"
     return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+
+
+def with_prompt(texts: Sequence[Text], sentence: Sentence | None, name: str | None) -> Sequence[Text]:
+    """Texts behind one of a sentence-transformers model's prompts; pairs stay as they are.
+
+    Args:
+        texts: the texts.
+        sentence: the model's pipeline, None where it has none.
+        name: of the prompt; None takes the model's default, if it has one.
+
+    Raises:
+        InputError: there is no such prompt.
+    """
+    prompts = sentence.prompts if sentence else {}
+    name = name or (sentence.default_prompt if sentence else None)
+    if name is None:
+        return texts
+    if name not in prompts:
+        raise InputError(f"there is no prompt {name!r}; the model has {', '.join(prompts) or 'none'}")
+    return [prompts[name] + text if isinstance(text, str) else text for text in texts]
 
 
 def check_masks(token_ids: Sequence[npt.NDArray[np.int64]], mask_id: int, manifest: Manifest) -> None:
