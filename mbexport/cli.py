@@ -52,14 +52,15 @@ def main(context: click.Context) -> None:
     "-o", "--output", "bundle", type=DIRECTORY, default=DEFAULT_BUNDLE, show_default=True, help="Bundle to write."
 )
 @BASE
+@click.option("--packed", is_flag=True, help="Write the graph whose rows hold several texts, too (GPUs).")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @common_options
-def onnx(checkpoint: Path, bundle: Path, base: Path | None, force: bool, quiet: bool) -> None:
+def onnx(checkpoint: Path, bundle: Path, base: Path | None, packed: bool, force: bool, quiet: bool) -> None:
     """Export CHECKPOINT, a model or LoRA adapter saved by save_pretrained, to a bundle of ONNX graphs."""
     from mbexport.pipeline import export_onnx
 
     with progress_bar("Writing weights", quiet=quiet) as progress:
-        manifest = export_onnx(checkpoint, bundle, base=base, force=force, progress=progress)
+        manifest = export_onnx(checkpoint, bundle, base=base, packed=packed, force=force, progress=progress)
     for message in manifest.notes:
         note(message, quiet=quiet)
     rows = [("bundle", str(bundle)), ("task", manifest.task)]
@@ -149,11 +150,12 @@ def int8(  # noqa: PLR0913 (one parameter an option)
     help="A part that stays in FP32: embeddings, head, layers.N, layers.N.attn or layers.N.mlp, with N from 0. "
     "May be given several times.",
 )  # fmt: skip
+@click.option("--packed", is_flag=True, help="Rows hold several texts: next to no padding in batches of mixed lengths.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
 @common_options
 def trt(  # noqa: PLR0913 (one parameter an option)
     bundle: Path, gpus: tuple[str, ...], precision: str, builder: str, profiles: tuple[str, ...],
-    workspace: int | None, keep_fp32: tuple[str, ...], as_json: bool, quiet: bool,
+    workspace: int | None, keep_fp32: tuple[str, ...], packed: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Build TensorRT engines of BUNDLE, one for each GPU; no GPU is needed for most."""
     from mbexport.pipeline import build_engine
@@ -162,7 +164,7 @@ def trt(  # noqa: PLR0913 (one parameter an option)
     with noted, progress_bar("Building", quiet=quiet) as progress:
         reports = build_engine(
             bundle, gpu=gpus, precision=precision, builder=builder, profiles=profiles or None,
-            workspace=workspace, keep_fp32=keep_fp32, progress=progress,
+            workspace=workspace, keep_fp32=keep_fp32, packed=packed, progress=progress,
         )  # fmt: skip
     for message in dict.fromkeys(message for report in reports for message in report.warnings):
         note(message, quiet=quiet, kind="warning")

@@ -52,6 +52,7 @@ class Graph:
     layers whose attention scores FP16 does not surely hold. ``activation_bits``: of an INT8 graph for
     CPUs, 8, or 7 where the CPU's sums of pairs of products would saturate; ``gate``: what the quality
     gate found, ``passed`` or ``failed``; None: not measured, or a precision that needs none.
+    ``packed_of``: the graph of the same weights that this one is the packed form of: its rows hold several texts.
     """
 
     file: str
@@ -64,11 +65,17 @@ class Graph:
     unheld: tuple[str, ...] = ()
     activation_bits: int | None = None
     gate: str | None = None
+    packed_of: str | None = None
 
     @property
     def fused(self) -> bool:
         """Whether it is written in ONNX Runtime's own dialect."""
         return self.dialect == "onnxruntime"
+
+    @property
+    def packed(self) -> bool:
+        """Whether its rows hold several texts."""
+        return self.packed_of is not None
 
     @property
     def needs_gate(self) -> bool:
@@ -82,7 +89,7 @@ class Engine:
 
     ``profile``: its optimization profiles as ``mbexport.profiles`` writes them; ``compute_capability``
     as NVIDIA writes it, e.g. ``8.9``; ``builder`` is ``tensorrt-rtx`` or ``tensorrt``;
-    ``graph_sha256`` is of the graph as it was then.
+    ``graph_sha256`` is of the graph as it was then; ``packed``: a row holds several texts.
     """
 
     file: str
@@ -96,6 +103,7 @@ class Engine:
     bytes: int
     graph: str
     graph_sha256: str
+    packed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,13 @@ class Manifest:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
+    def pools_texts(self) -> bool:
+        """Whether the outputs that answers are made of belong to whole texts."""
+        if self.sentence is not None:
+            return self.pooling is not None
+        return self.task in ("text-classification", "multiple-choice")
+
+    @property
     def answer_outputs(self) -> tuple[str, ...] | None:
         """The graph outputs that answers are made of; None for all there are."""
         if self.sentence is None:
@@ -168,11 +183,12 @@ class Manifest:
         return dataclasses.replace(self, checks=(*others, check))
 
     def without_graph(self, file: str) -> Manifest:
-        """A copy without a graph, its own weights file and what was checked of it."""
-        checked = (f"parity of {file}", f"quality of {file}")
+        """A copy without a graph, its packed form, its own weights file and what was checked of it."""
+        gone = {file, *(graph.file for graph in self.graphs if graph.packed_of == file)}
+        checked = {f"{what} of {name}" for name in gone for what in ("parity", "quality")}
         return dataclasses.replace(
             self,
-            graphs=tuple(graph for graph in self.graphs if graph.file != file),
+            graphs=tuple(graph for graph in self.graphs if graph.file not in gone),
             weights=tuple(weights for weights in self.weights if weights.file != f"{file}_data"),
             checks=tuple(check for check in self.checks if check.what not in checked),
         )
@@ -344,7 +360,7 @@ class _Reader:
 _TEXTS = "tuple[str, ...]"
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,), _TEXTS: (list,),
-    "str | None": (str, type(None)), "int | None": (int, type(None)),
+    "str | None": (str, type(None)), "int | None": (int, type(None)), "bool | None": (bool, type(None)),
 }  # fmt: skip
 
 

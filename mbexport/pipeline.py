@@ -28,6 +28,7 @@ def export_onnx(
     bundle: PathLike = DEFAULT_BUNDLE,
     *,
     base: PathLike | None = None,
+    packed: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
 ) -> Manifest:
@@ -37,6 +38,7 @@ def export_onnx(
         checkpoint: a directory saved by ``save_pretrained``; of a model, or a LoRA adapter.
         bundle: the directory to write.
         base: an adapter's base model; None takes the one that the adapter names.
+        packed: write the graph whose rows hold several texts, too, which ONNX Runtime runs on a GPU.
         force: replace the bundle that is there.
         progress: called after each tensor that was written.
 
@@ -45,6 +47,7 @@ def export_onnx(
 
     Raises:
         CheckpointError: the checkpoint is damaged or not supported.
+        InputError: ``packed``, and the model has no such graph.
         BundleError: the bundle's place is taken or cannot be written.
         MissingExtraError: the extra ``export`` is not installed.
     """
@@ -58,7 +61,8 @@ def export_onnx(
     for source in (Path(checkpoint), _path(base)):
         if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
             raise BundleError(f"{source} lies inside {target}, which would be replaced; choose another place with -o")
-    return write_bundle(load_checkpoint(Path(checkpoint), _path(base)), target, force=force, progress=progress)
+    loaded = load_checkpoint(Path(checkpoint), _path(base))
+    return write_bundle(loaded, target, packed=packed, force=force, progress=progress)
 
 
 def validate(
@@ -158,7 +162,7 @@ def quantize_int8(
     return quantize(Path(bundle), _examples(calibration), judging, options, progress)
 
 
-def build_engine(
+def build_engine(  # noqa: PLR0913 (one parameter an option)
     bundle: PathLike = DEFAULT_BUNDLE,
     *,
     gpu: str | Sequence[str],
@@ -167,6 +171,7 @@ def build_engine(
     profiles: Sequence[str] | None = None,
     workspace: int | None = None,
     keep_fp32: Sequence[str] = (),
+    packed: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[EngineReport, ...]:
     """Build a bundle's TensorRT engines, one for each GPU.
@@ -179,6 +184,7 @@ def build_engine(
         profiles: optimization profiles, e.g. ``1x1:8x512:32x8192``; None for each GPU's default.
         workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
         keep_fp32: parts of the model whose products stay in FP32, e.g. ``layers.0``.
+        packed: rows hold several texts, so that a batch of mixed lengths has next to no padding.
         progress: called as the builders go on.
 
     Returns:
@@ -197,7 +203,7 @@ def build_engine(
     from mbexport.engines.builders import choose_targets
 
     targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
-    options = Options(precision, tuple(keep_fp32), profiles, workspace)
+    options = Options(precision, tuple(keep_fp32), profiles, workspace, packed)
     if precision == "fp8":
         from mbexport.quantize.write import ensure_fp8_graph
 

@@ -431,13 +431,14 @@ class Machine:
 
 
 def add_engine(bundle: Path, profile: str = "1x1:8x128:32x2048", **entry: Any) -> Engine:
-    """Puts an engine for the stand-in into a bundle: its portable FP32 graph, in fact.
+    """Puts an engine for the stand-in into a bundle: its portable FP32 graph, or the packed form, in fact.
 
     ``entry`` replaces fields of the manifest's entry; ``refuses`` makes every forward pass fail.
     """
     builder = entry.get("builder", "tensorrt-rtx")
     number = len(manifests.read(bundle).engines)
-    content = {"graph": str(bundle / "onnx" / "model.onnx"), "profile": profile, "refuses": entry.pop("refuses", False)}
+    graph = "onnx/model_packed.onnx" if entry.get("packed") else "onnx/model.onnx"
+    content = {"graph": str(bundle / graph), "profile": profile, "refuses": entry.pop("refuses", False)}
     path = bundle / "engines" / f"a100-fp16-{number}.engine"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
@@ -451,7 +452,7 @@ def add_engine(bundle: Path, profile: str = "1x1:8x128:32x2048", **entry: Any) -
         "profile": profile,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
-        "graph": "onnx/model.onnx",
+        "graph": graph,
         "graph_sha256": "0" * 64,
     }
     engine = Engine(**(fields | entry))

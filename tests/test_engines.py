@@ -93,6 +93,30 @@ def test_engines_of_the_example_for_three_gpus(example_bundle: Path, tmp_path: P
     assert "1 text of 1 to 8192 tokens, fastest at 1 x 128" in shown
 
 
+def test_packed_engines_of_the_example_for_three_gpus(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    result = run(bundle, "--gpu", "t4", "--gpu", "a100", "--gpu", "rtx4090", "--packed", "--json")
+    assert result.exit_code == 0, result.output
+    spec = read_bundle_spec(bundle, manifests.read(bundle))
+    for report in json.loads(result.stdout):
+        assert report["fused_attention"] == "6 of 6 layers"
+        assert report["warnings"] == []
+        for row in report["profiles"]:
+            texts, length = parse_profile(row["profile"]).largest
+            assert texts * length**2 < 2**31
+            least, most = (activation_bytes(texts, length, spec, "fp16", packed=packed) for packed in (False, True))
+            assert least < row["activation_bytes"] <= most
+    engines = manifests.read(bundle).engines
+    assert [engine.file for engine in engines] == [
+        f"engines/{gpu}-fp16-packed.engine" for gpu in ("t4", "a100", "rtx4090")
+    ]
+    assert {(engine.packed, engine.graph) for engine in engines} == {(True, "onnx/model_fp16_packed.onnx")}
+    refused = run(bundle, "--gpu", "a100", "--packed", "--profile", "1x1:8x512:32x8192")
+    assert refused.exit_code == 2
+    assert "32 packed rows of 8192 places" in refused.stderr
+    assert "end it with 31x8192" in refused.stderr
+
+
 @pytest.mark.parametrize(("precision", "fused"), [("bf16", 6), ("fp32", 0)])
 def test_other_precisions_of_the_example(precision: str, fused: int, example_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))

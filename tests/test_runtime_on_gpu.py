@@ -17,7 +17,9 @@ import onnxruntime
 import pytest
 
 from mbexport import export_onnx
+from mbexport import manifest as manifests
 from mbexport.bundle.half import ensure_half_graph
+from mbexport.bundle.packed import ensure_packed_graph
 from mbexport.driver import NoGpuError
 from mbexport.errors import BackendError, BundleError, InputError, MissingExtraError
 from mbexport.runtime import FallbackWarning, Model, QualityWarning, load
@@ -91,15 +93,16 @@ TASKS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 
 @pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_of_every_task_equal_the_cpu(task: str, tmp_path: Path) -> None:
+def test_answers_of_every_task_equal_the_cpu(task: str, packed: bool, tmp_path: Path) -> None:
     config, texts = TASKS[task]
     checkpoint = save_checkpoint(tmp_path / "checkpoint", vocab_size=5000, **config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EXAMPLE / name, checkpoint)
     bundle = tmp_path / "bundle"
-    export_onnx(checkpoint, bundle)
-    add_engine(bundle, "2x8:8x128:32x2048")
+    export_onnx(checkpoint, bundle, packed=packed)
+    add_engine(bundle, "2x8:8x128:32x2048", packed=packed)
     flat = outputs_of(load(bundle, device="cpu"), task, texts)
     found = outputs_of(on_gpu(bundle), task, texts)
     assert len(flat) == len(found) > 0
@@ -108,6 +111,23 @@ def test_answers_of_every_task_equal_the_cpu(task: str, tmp_path: Path) -> None:
         for name, values in own.items():
             assert values.shape == other[name].shape
             assert np.abs(values - other[name]).max() <= 1e-4 * np.abs(values).max()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_packed_rows_answer_as_the_cpu_in_fewer_rows(profile: str, bundle: Path, machine: Machine) -> None:
+    ensure_packed_graph(bundle, manifests.read(bundle).graphs[0])
+    add_engine(bundle, profile)
+    add_engine(bundle, profile, packed=True)
+    expected = load(bundle, device="cpu").logits(TEXTS)
+    model = on_gpu(bundle)
+    assert model.description.startswith("a100-fp16-1.engine")  # of two engines the packed one
+    before = len(machine.rtx.engines[0].passes)
+    assert np.abs(model.logits(TEXTS) - expected).max() <= 1e-5
+    rows = sum(rows for rows, _ in machine.rtx.engines[0].passes[before:])
+    assert rows < len(TEXTS)
+    for number, text in enumerate(TEXTS):
+        assert np.abs(model.logits([text]) - expected[number]).max() <= 1e-5
+    assert load(bundle, device="cpu").description.startswith("model_ort.onnx")  # packed graphs are for GPUs
 
 
 def outputs_of(model: Model, task: str, texts: list[Any]) -> list[dict[str, np.ndarray]]:

@@ -46,7 +46,7 @@ def ensure_half_graph(
     manifests.check_files(bundle, manifest)
     keep = tuple(sorted(set(keep_fp32)))
     for graph in manifest.graphs:
-        if (graph.precision, graph.dialect, graph.keep_fp32) == (precision, DIALECT, keep):
+        if (graph.precision, graph.dialect, graph.keep_fp32, graph.packed) == (precision, DIALECT, keep, False):
             return graph
     form = _Form(read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest), precision, keep)
     try:

@@ -28,12 +28,11 @@ class StoredWeights(Mapping[str, npt.NDArray[np.float32]]):
     """
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        portable = next((graph for graph in manifest.graphs if graph.dialect == "portable"), None)
+        graphs = (graph for graph in manifest.graphs if graph.dialect == "portable" and not graph.packed)
+        portable = next(graphs, None)
         if portable is None:
             raise BundleError(f"{bundle} holds no portable graph, whose weights are needed; export again")
-        initializers = ir.load(bundle / portable.file).graph.initializers
-        values = {name: value.const_value for name, value in initializers.items()}
-        self.tensors = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
+        self.tensors = external_tensors(bundle / portable.file)
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         return self.tensors[name].numpy()
@@ -43,3 +42,10 @@ class StoredWeights(Mapping[str, npt.NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def external_tensors(graph: Path) -> dict[str, ir.ExternalTensor]:
+    """The tensors of a graph file that lie beside it, by name."""
+    initializers = ir.load(graph).graph.initializers
+    values = {name: value.const_value for name, value in initializers.items()}
+    return {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}

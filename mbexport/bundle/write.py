@@ -29,21 +29,32 @@ SPARE_BYTES = 16 * 2**20  # graphs, tokenizer and manifest beside the weights
 
 
 def write_bundle(
-    checkpoint: Checkpoint, target: Path, *, force: bool = False, progress: Progress = no_progress
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    packed: bool = False,
+    force: bool = False,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Write all of a bundle.
 
     Args:
         checkpoint: what to export.
         target: the bundle's directory.
+        packed: write the portable graph in its packed form, too.
         force: replace a bundle that is there.
         progress: called after each tensor.
 
     Raises:
+        InputError: ``packed``, and the model cannot be.
         BundleError: ``target`` is taken, or cannot be written.
         CheckpointError: a weight holds NaN or infinity.
     """
     check_target(target, force=force)
+    if packed:
+        from mbexport.bundle.graphs import check_packable
+
+        check_packable(checkpoint.spec)  # before any work is done
     with new_directory(target, replace=force) as directory:
         checkpoint.weights.begin_hash()  # on another core: the import of onnx_ir takes 0.2 s, then weights are written
         from mbexport.bundle.graphs import write_graphs
@@ -51,7 +62,7 @@ def write_bundle(
         _check_space(checkpoint, directory, target)
         (directory / "onnx").mkdir()
         placed, weights_file = write_fp32_weights(directory / DATA_FILE, checkpoint.spec, checkpoint.weights, progress)
-        graphs = write_graphs(checkpoint.spec, placed, directory, weights_file.file)
+        graphs = write_graphs(checkpoint.spec, placed, directory, weights_file.file, packed=packed)
         for name in CARRIED:
             if source := checkpoint.file(name):
                 shutil.copyfile(source, directory / name)

@@ -47,12 +47,14 @@ class Options:
         keep_fp32: parts of a half-precision graph whose products stay in FP32.
         profiles: texts of profiles; None for each GPU's default.
         workspace: MiB of scratch memory that a kernel may take; None for the builder's default.
+        packed: a row holds several texts.
     """
 
     precision: str
     keep_fp32: tuple[str, ...] = ()
     profiles: Sequence[str] | None = None
     workspace: int | None = None
+    packed: bool = False
 
 
 def build_engines(
@@ -74,20 +76,28 @@ def build_engines(
     """
     manifest = manifests.read(bundle)
     spec = read_bundle_spec(bundle, manifest)
-    chosen = None if options.profiles is None else chosen_profiles(options.profiles, spec, manifest.max_length, bundle)
+    chosen = None
+    if options.profiles is not None:
+        chosen = chosen_profiles(options.profiles, spec, manifest.max_length, bundle, packed=options.packed)
     parts = len(targets) + 1
     _check_kept(targets, options.keep_fp32, spec)
     try:
         for folder in ("engines", "reports"):
             make_folder(bundle / folder)
         graph = ensure_engine_graph(
-            bundle, options.precision, keep_fp32=options.keep_fp32, progress=_part(progress, 0, parts, "graph")
+            bundle,
+            options.precision,
+            keep_fp32=options.keep_fp32,
+            packed=options.packed,
+            progress=_part(progress, 0, parts, "graph"),
         )
         reports = []
         with _warning_of_earlier(bundle, graph, manifest):
             source = prepare(bundle / graph.file, spec.layer_is_global)
             for number, target in enumerate(targets, start=1):
-                profiles = chosen or default_profiles(target.gpu, spec, manifest.max_length, graph.precision)
+                profiles = chosen or default_profiles(
+                    target.gpu, spec, manifest.max_length, graph.precision, packed=graph.packed
+                )
                 # TensorRT-RTX times nothing.
                 cache = timing_cache(target.gpu.name) if target.builder == "tensorrt" else TimingCache()
                 build = _Build(target, graph, source, profiles, options.workspace, cache)
@@ -158,7 +168,8 @@ class _Build:
 
     def into(self, bundle: Path, progress: Progress) -> EngineReport:
         """Build, replace an earlier engine of the same name, tell the manifest, write the report."""
-        file = f"engines/{self.target.gpu.name}-{self.graph.precision}.engine"
+        form = "-packed" if self.graph.packed else ""
+        file = f"engines/{self.target.gpu.name}-{self.graph.precision}{form}.engine"
         with beside(bundle / file) as temporary:
             made = self._build(temporary, progress)
             engine = self._entry(file, made.built)
@@ -218,7 +229,7 @@ class _Build:
         return Engine(
             file, gpu.name, gpu.capability_text, self.graph.precision, self.target.builder, built.version,
             profiles_text(self.profiles), built.sha256, built.bytes,
-            self.graph.file, self.graph.sha256,
+            self.graph.file, self.graph.sha256, self.graph.packed or None,
         )  # fmt: skip
 
     def _report(self, engine: Engine, made: _Made) -> EngineReport:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from mbexport.engines.products import Products
-from mbexport.graph.windows import MOST_SCORE
+from mbexport.graph.rows import MOST_SCORE
 from mbexport.manifest import Engine, Graph
 from mbexport.options import QUANTIZED
 
@@ -86,7 +87,7 @@ class EngineReport:
 
 def report_file(engine: Engine) -> str:
     """Where the report of an engine lies, relative to the bundle."""
-    return f"reports/engine-{engine.gpu}-{engine.precision}.json"
+    return f"reports/engine-{PurePosixPath(engine.file).stem}.json"
 
 
 def scores_warning(graph: Graph) -> str | None:

@@ -20,10 +20,14 @@ LATENCY_FASTEST = (1, 128)
 THROUGHPUT_FASTEST = (8, 512)
 MOST_TEXTS = 32
 MEMORY_SHARE = 1 / 4
+# Of each pair of places in a packed row, for attention and, where texts are pooled by a mean, again for that.
+PAIR_BYTES = 2.6
 LARGEST_TENSOR = 2**31 - 1  # elements; TensorRT refuses more
 
 
-def default_profiles(gpu: Gpu, spec: ModelSpec, max_length: int, precision: str) -> tuple[Profile, ...]:
+def default_profiles(
+    gpu: Gpu, spec: ModelSpec, max_length: int, precision: str, *, packed: bool = False
+) -> tuple[Profile, ...]:
     """A latency and, where it fits, a throughput profile; see the module.
 
     Args:
@@ -31,22 +35,25 @@ def default_profiles(gpu: Gpu, spec: ModelSpec, max_length: int, precision: str)
         spec: the model, of which the memory follows.
         max_length: the longest input in tokens.
         precision: one of ENGINE_PRECISIONS.
+        packed: the rows hold several texts each.
     """
     texts = MOST_TEXTS
-    while texts > 1 and not _fits(texts, max_length, gpu, spec, precision):
+    while texts > 1 and not _fits(texts, max_length, gpu, spec, precision, packed=packed):
         texts //= 2
     latency = _profile(1, max_length, LATENCY_FASTEST)
     return (latency,) if texts == 1 else (latency, _profile(texts, max_length, THROUGHPUT_FASTEST))
 
 
-def _fits(texts: int, length: int, gpu: Gpu, spec: ModelSpec, precision: str) -> bool:
+def _fits(texts: int, length: int, gpu: Gpu, spec: ModelSpec, precision: str, *, packed: bool) -> bool:
     scores = texts * spec.num_heads * length**2  # FP32 attention has no fused kernel, so they are in memory
     if _logits(texts, length, spec) > LARGEST_TENSOR or (precision == "fp32" and scores > LARGEST_TENSOR):
         return False
-    return activation_bytes(texts, length, spec, precision) <= MEMORY_SHARE * gpu.memory_bytes
+    if packed and texts * length**2 > LARGEST_TENSOR:
+        return False
+    return activation_bytes(texts, length, spec, precision, packed=packed) <= MEMORY_SHARE * gpu.memory_bytes
 
 
-def activation_bytes(texts: int, length: int, spec: ModelSpec, precision: str) -> int:
+def activation_bytes(texts: int, length: int, spec: ModelSpec, precision: str, *, packed: bool = False) -> int:
     """What the activations of that shape take at most, in bytes.
 
     In half precision the larger of attention's and the MLP's; in FP32 twice that, and global
@@ -54,11 +61,18 @@ def activation_bytes(texts: int, length: int, spec: ModelSpec, precision: str) -
     ``--gpu a100 --profile 1x1:8x512:8x8192``, hidden sizes 384 to 1024 with MLPs of 0.5 to 4 times
     that: 8.3 to 26.8 kB a token, of which this is 1.00 to 1.11 times as much; FP32, 1x8192 and
     32x512: 1.02 to 1.21 times. A masked language model's logits come on top, in half precision and
-    as the float32 output.
+    as the float32 output; of packed rows, which places are of one text.
     """
     half = texts * length * max(23 * spec.hidden_size, 11 * spec.hidden_size + 6 * spec.intermediate_size)
     encoder = half if precision != "fp32" else 2 * half + 2 * 4 * texts * spec.num_heads * length**2
-    return encoder + (2 + 4) * _logits(texts, length, spec)
+    return encoder + _pair_bytes(texts, length, spec, packed=packed) + (2 + 4) * _logits(texts, length, spec)
+
+
+def _pair_bytes(texts: int, length: int, spec: ModelSpec, *, packed: bool) -> int:
+    """What it takes to tell the texts of packed rows apart, in bytes."""
+    stage = spec.sentence or spec.head
+    means = stage is not None and (stage.pooling or "").endswith(("mean", "mean_sqrt_len"))
+    return round(PAIR_BYTES * (1 + means) * texts * length**2) if packed else 0
 
 
 def _logits(texts: int, length: int, spec: ModelSpec) -> int:
@@ -70,7 +84,9 @@ def _profile(texts: int, longest: int, fastest: tuple[int, int]) -> Profile:
     return Profile((1, 1), (min(fastest[0], texts), min(fastest[1], longest)), (texts, longest))
 
 
-def chosen_profiles(texts: Sequence[str], spec: ModelSpec, max_length: int, bundle: Path) -> tuple[Profile, ...]:
+def chosen_profiles(
+    texts: Sequence[str], spec: ModelSpec, max_length: int, bundle: Path, *, packed: bool = False
+) -> tuple[Profile, ...]:
     """Profiles that the user wrote.
 
     Raises:
@@ -82,6 +98,13 @@ def chosen_profiles(texts: Sequence[str], spec: ModelSpec, max_length: int, bund
             raise InputError(
                 f"the profile {profile} reaches {profile.largest[1]} tokens, and {bundle} takes at most {max_length}; "
                 f"end it with x{max_length} or less"
+            )
+        rows, length = profile.largest
+        if packed and rows * length**2 > LARGEST_TENSOR:
+            most = max(1, LARGEST_TENSOR // length**2)
+            raise InputError(
+                f"the profile {profile} has {rows} packed rows of {length} places, and a tensor of TensorRT's holds "
+                f"the pairs of {most} such rows; end it with {most}x{length}"
             )
         # TensorRT-RTX 1.7 builds such an engine without a word, and counts its memory wrong.
         if _logits(*profile.largest, spec) > LARGEST_TENSOR:

@@ -9,12 +9,13 @@ import onnx_ir as ir
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.products import Products
+from mbexport.graph.rows import Rows
 
 
 class Dialect(Protocol):
     """Attention, as one runtime computes it best.
 
-    One object serves one graph: it is given the mask first and keeps what layers share.
+    One object serves one graph: it is given the batch first and keeps what layers share.
     ``opset`` is the version of the standard operators that it uses, ``products`` its way with
     products of the encoder's layers.
     """
@@ -22,13 +23,13 @@ class Dialect(Protocol):
     opset: ClassVar[int]
     products: ClassVar[type[Products]]
 
-    def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
+    def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
         """Build what all layers share.
 
         Args:
             b: the graph.
             spec: the model.
-            attention_mask: bool [batch, sequence], true for real tokens.
+            rows: the batch.
         """
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *, is_global: bool) -> ir.Value:

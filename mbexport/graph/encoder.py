@@ -16,6 +16,7 @@ from mbexport.graph.layers import layer_norm
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
 from mbexport.graph.products import Products, ProductsOf
+from mbexport.graph.rows import PackedRows, PaddedRows, Rows
 from mbexport.graph.sites import attention_input, attention_output
 
 DIALECTS: dict[str, type[Dialect]] = {
@@ -32,12 +33,15 @@ def build_graph(
     producer_version: str,
     *,
     selects_tokens: bool = False,
+    packed: bool = False,
     products: ProductsOf | None = None,
 ) -> ir.Model:
     """Author the graph of a ModernBERT.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 [batch, sequence]; outputs as the
-    model's head declares them.
+    model's head declares them. A packed graph takes rows of several texts: ``attention_mask`` holds a number
+    for each text of a row, 0 for padding, and ``position_ids``, int64 of the same shape, the places of
+    tokens in their texts. What it answers for a text stands at each of the text's tokens.
 
     Matrix products have the element types of their weights; everything between them is float32.
 
@@ -47,22 +51,27 @@ def build_graph(
         dialect: a key of DIALECTS.
         producer_version: written into the model.
         selects_tokens: outputs of chosen tokens only, whose places are a third input.
+        packed: a row holds several texts; not in ONNX Runtime's dialect, nor with ``max`` pooling.
         products: how the encoder's products are computed; None for the dialect's own way.
 
     Raises:
-        GraphError: a weight is missing or left over.
+        GraphError: a weight is missing or left over, or the graph cannot be packed.
     """
     b = GraphBuilder(weights)
     input_ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
     attention_mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
-    real = b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL)
-    blocks = DIALECTS[dialect](b, spec, real)
+    rows: Rows
+    if packed:
+        rows = PackedRows(attention_mask, b.input("position_ids", ir.DataType.INT64, ["batch", "sequence"]))
+    else:
+        rows = PaddedRows(b.op("Cast", attention_mask, name="real_tokens", to=ir.DataType.BOOL))
+    blocks = DIALECTS[dialect](b, spec, rows)
     computed = (products or blocks.products)(b)
     hidden = encode(b, spec, blocks, computed, input_ids)
     if selects_tokens:
         add_selecting_head(b, spec, computed, hidden)
     else:
-        add_head(b, spec, computed, hidden, real)
+        add_head(b, spec, computed, hidden, rows)
     return b.build("modernbert", producer_version, DIALECTS[dialect].opset)
 
 

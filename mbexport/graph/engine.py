@@ -11,7 +11,8 @@ from mbexport.graph.builder import GraphBuilder, typed
 from mbexport.graph.products import Products
 from mbexport.graph.qdq import QdqProducts
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
-from mbexport.graph.windows import build_fixed_windows, mask_bias
+from mbexport.graph.rows import PackedRows, Rows
+from mbexport.graph.windows import build_fixed_windows
 
 BLOCK = 128  # queries of a block of local attention, whatever the length: TensorRT's kernels like sizes they know
 
@@ -30,30 +31,32 @@ class EngineDialect:
     opset: ClassVar[int] = 23  # the first with Attention
     products: ClassVar[type[Products]] = QdqProducts
 
-    def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
+    def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
         self._b = b
         self._spec = spec
         self._type = b.product_type
         self._rope: dict[bool, Tables] = {}  # by is_global
         if spec.has_local:
             with b.scope("local_attention"):
-                self._rope[False] = tables_in_use(b, "local", attention_mask)
-                self._windows = build_fixed_windows(b, attention_mask, spec, BLOCK, self._type)
+                self._rope[False] = tables_in_use(b, "local", rows)
+                self._windows = build_fixed_windows(b, rows, spec, BLOCK, self._type)
         if spec.has_global:
             with b.scope("global_attention"):
-                self._rope[True] = tables_in_use(b, "global", attention_mask)
-                self._bias = self._build_global_bias(attention_mask)
+                self._rope[True] = tables_in_use(b, "global", rows)
+                self._bias = self._build_global_bias(rows)
 
-    def _build_global_bias(self, attention_mask: ir.Value) -> ir.Value:
-        """[batch, 1, sequence, sequence], by one Expand: ONNX Runtime's Attention takes no fewer queries.
+    def _build_global_bias(self, rows: Rows) -> ir.Value:
+        """[batch, 1, sequence, sequence]; of padded rows by one Expand, as ONNX Runtime takes no fewer queries.
 
         TensorRT does, and gets the bias as it was before (``mbexport.engines``).
         """
         b = self._b
-        keys = b.op("Unsqueeze", mask_bias(b, attention_mask, self._type), b.ints(1, 2), name="bias_keys")
-        length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+        bias = rows.global_bias(b, self._type)
+        if isinstance(rows, PackedRows):
+            return bias
+        length = b.op("Shape", rows.mask, name="length", start=1, end=2)
         shape = b.op("Concat", b.ints(1, 1), length, b.ints(1), name="bias_shape", axis=0)
-        return b.op("Expand", keys, shape, name="bias_rows")
+        return b.op("Expand", bias, shape, name="bias_rows")
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *, is_global: bool) -> ir.Value:
         """See :meth:`mbexport.graph.dialect.Dialect.attention`."""

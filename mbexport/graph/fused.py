@@ -8,10 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
+from mbexport.errors import GraphError
 from mbexport.graph.builder import MICROSOFT, GraphBuilder
 from mbexport.graph.products import IntegerProducts, Products
 from mbexport.graph.rotation import cosines_and_sines
-from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind, mask_bias
+from mbexport.graph.rows import PaddedRows, Rows
+from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind
 
 # What the mask channel of a padded key holds. Every score against it is this times the
 # attention scale: far below any real score, and finite.
@@ -33,7 +35,10 @@ class FusedDialect:
     opset: ClassVar[int] = 23  # the first with Attention; ONNX Runtime 1.23 reads it
     products: ClassVar[type[Products]] = IntegerProducts
 
-    def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
+    def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
+        if not isinstance(rows, PaddedRows):
+            raise GraphError("packed rows are for GPUs; on a CPU they gain nothing, and this dialect is for those")
+        attention_mask = rows.mask
         self._b = b
         self._spec = spec
         self._first_position = b.ints(0)  # one number: positions count up from it
@@ -41,15 +46,15 @@ class FusedDialect:
         if spec.has_local:
             with b.scope("local_attention"):
                 self._rope[False] = cosines_and_sines(b, "local", attention_mask)
-                self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.hidden_size,))
+                self._windows = build_windows(b, rows, spec, SIZES, (spec.hidden_size,))
                 self._several = b.op("Squeeze", self._windows.several, b.ints(0), name="several")
-                blind = self._blind = find_blind(b, self._windows, attention_mask, spec)
+                blind = self._blind = find_blind(b, self._windows, rows, spec)
                 self._any_blind = None if blind is None else any_false(b, blind.sees, "any_blind")
         if spec.has_global:
             with b.scope("global_attention"):
                 self._rope[True] = cosines_and_sines(b, "global", attention_mask)
                 self._build_conditions(attention_mask)
-                self._build_global_bias(attention_mask)
+                self._build_global_bias(rows)
                 self._build_mask_channels(attention_mask)
 
     def _build_conditions(self, attention_mask: ir.Value) -> None:
@@ -60,10 +65,10 @@ class FusedDialect:
         self._long = b.op("Squeeze", long, b.ints(0), name="long")
         self._padded = any_false(b, attention_mask, "padded")
 
-    def _build_global_bias(self, attention_mask: ir.Value) -> None:
+    def _build_global_bias(self, rows: PaddedRows) -> None:
         """[batch, 1, sequence, sequence] for a short text; for a long one [batch, 1, 1, sequence], not expanded."""
         b = self._b
-        keys = b.op("Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_keys")
+        keys = rows.global_bias(b)
 
         def expanded() -> ir.Value:
             shape = b.op("Concat", b.ints(1, 1), self._length, b.ints(1), name="shape", axis=0)

@@ -10,13 +10,14 @@ from mbexport.graph.builder import Dim, GraphBuilder, element_type
 from mbexport.graph.layers import activation, exact_linear, layer_norm, linear, scaled
 from mbexport.graph.pooling import pool
 from mbexport.graph.products import Products
+from mbexport.graph.rows import Rows
 from mbexport.graph.sentence import add_sentence_outputs
 
 TOKENS: list[Dim] = ["batch", "sequence"]
 MOST_EXACT = 64  # outputs of a last layer that is float32 in a half-precision graph
 
 
-def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Value, attention_mask: ir.Value) -> None:
+def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Value, rows: Rows) -> None:
     """Declare the outputs of the model's task.
 
     Args:
@@ -24,11 +25,11 @@ def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Va
         spec: the model; its head decides.
         products: how products with the embedding matrix are computed.
         hidden: [batch, sequence, hidden].
-        attention_mask: bool [batch, sequence].
+        rows: the batch.
     """
     head = spec.head
     if spec.sentence is not None:
-        add_sentence_outputs(b, spec.sentence, hidden, attention_mask, spec.hidden_size)
+        add_sentence_outputs(b, spec.sentence, hidden, rows, spec.hidden_size)
     elif head is None:
         b.output(hidden, "last_hidden_state", ir.DataType.FLOAT, [*TOKENS, spec.hidden_size])
     elif head.task == "question-answering":
@@ -42,8 +43,9 @@ def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Va
         with b.scope("head"):
             # Classifiers take the first position, be it padding or not; choices the first real token.
             first = "cls" if head.task == "multiple-choice" else "first_position"
-            pooled = pool(b, hidden, attention_mask, first if head.pooling == "cls" else head.pooling)
-        b.output(_predict(b, spec, products, head, pooled), "logits", ir.DataType.FLOAT, ["batch", head.outputs])
+            pooled = pool(b, hidden, rows, first if head.pooling == "cls" else head.pooling)
+        logits = _predict(b, spec, products, head, pooled)
+        b.output(logits, "logits", ir.DataType.FLOAT, [*rows.text_axes, head.outputs])
 
 
 def add_selecting_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Value) -> None:

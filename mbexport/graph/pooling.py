@@ -5,21 +5,33 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from mbexport.graph.builder import GraphBuilder
-from mbexport.graph.windows import MASKED
+from mbexport.errors import GraphError
+from mbexport.graph.builder import GraphBuilder, typed
+from mbexport.graph.rows import MASKED, PackedRows, Rows
+
+FROM_ONE_TOKEN = ("first_position", "cls", "last")
 
 
-def pool(b: GraphBuilder, hidden: ir.Value, attention_mask: ir.Value, kind: str) -> ir.Value:
+def pool(b: GraphBuilder, hidden: ir.Value, rows: Rows, kind: str) -> ir.Value:
     """hidden [batch, sequence, hidden] -> [batch, hidden]; padding has no part in it.
+
+    Of packed rows [batch, sequence, hidden]: at each token the vector of its text; a kind that takes one
+    token's leaves them as they are, for the caller to read at that token.
 
     Args:
         b: the graph.
         hidden: vectors of tokens.
-        attention_mask: bool [batch, sequence].
+        rows: the batch.
         kind: ``first_position`` (be it padding or not), ``cls`` (the first real token), ``last``,
             ``max``, ``mean``, ``mean_sqrt_len``, ``weighted_mean`` (by place from 1), as
             sentence-transformers' Pooling defines them.
+
+    Raises:
+        GraphError: the rows are packed, and the kind is ``max``.
     """
+    if isinstance(rows, PackedRows):
+        return hidden if kind in FROM_ONE_TOKEN else _pool_texts(b, hidden, rows, kind)
+    attention_mask = rows.mask
     if kind == "first_position":
         return b.op("Gather", hidden, b.constant("zero", np.int64(0)), name="first_position", axis=1)
     if kind == "cls":
@@ -65,3 +77,42 @@ def _weighted_mean(b: GraphBuilder, hidden: ir.Value, weights: ir.Value, *, squa
     column = b.op("Unsqueeze", weights, b.ints(2), name="weights_column")
     total = b.op("ReduceSum", b.op("Mul", hidden, column, name="weighted"), b.ints(1), name="token_sum", keepdims=0)
     return b.op("Div", total, total_weight, name="mean")
+
+
+def _pool_texts(b: GraphBuilder, hidden: ir.Value, rows: PackedRows, kind: str) -> ir.Value:
+    """The mean of each token's own text, [batch, sequence, hidden], by one product with what is of one text."""
+    if kind not in ("mean", "mean_sqrt_len", "weighted_mean"):
+        raise GraphError(f"{kind} pooling has no graph of packed rows")
+    same = rows.same_text(b, "pooled_texts")
+    counted = b.op("Cast", same, name="counted", to=ir.DataType.FLOAT)
+    if kind == "weighted_mean":
+        numbers = b.op("Add", rows.positions, b.ints(1), name="places")
+        places = b.op("Cast", numbers, name="places_float", to=ir.DataType.FLOAT)
+        counted = b.op(
+            "Mul", counted, b.op("Unsqueeze", places, b.ints(1), name="places_by_key"), name="counted_places"
+        )
+        hidden = b.op("Mul", hidden, b.op("Unsqueeze", places, b.ints(2), name="places_column"), name="weighted")
+    total = b.op("ReduceSum", counted, b.ints(-1), name="weight_sum", keepdims=1)  # [batch, sequence, 1]
+    if kind == "mean_sqrt_len":
+        total = b.op("Sqrt", total, name="weight_sum_root")
+    return b.op("Div", _sums(b, same, hidden), total, name="mean")
+
+
+def _sums(b: GraphBuilder, same: ir.Value, hidden: ir.Value) -> ir.Value:
+    """same, bool [batch, sequence, sequence], by hidden [batch, sequence, hidden]: sums over each token's text.
+
+    In a half-precision graph the product is in half precision, as not every GPU has others: of each channel as
+    shares of its largest magnitude, so that a sum is no larger than the number of tokens.
+    """
+    dtype = b.product_type
+    zero, one = (
+        b.constant(f"{name}_{dtype.name.lower()}", np.array(n, dtype.numpy())) for n, name in enumerate(("none", "all"))
+    )
+    members = typed(b.op("Where", same, one, zero, name="members"), dtype)
+    if dtype == ir.DataType.FLOAT:
+        return b.op("MatMul", members, hidden, name="token_sum")
+    largest = b.op("ReduceMax", b.op("Abs", hidden, name="sizes"), b.ints(1), name="largest", keepdims=1)
+    largest = b.op("Max", largest, b.constant("smallest_channel", np.float32(1e-30)), name="channels")
+    shares = b.cast(b.op("Div", hidden, largest, name="shares"), dtype)
+    sums = b.widen(typed(b.op("MatMul", members, shares, name="share_sum"), dtype))
+    return b.op("Mul", sums, largest, name="token_sum")

@@ -11,7 +11,8 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.products import Products
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
-from mbexport.graph.windows import BlockSizes, build_windows, find_blind, mask_bias
+from mbexport.graph.rows import Rows
+from mbexport.graph.windows import BlockSizes, build_windows, find_blind
 
 SIZES = BlockSizes(queries=128, most_alone=128)
 
@@ -22,25 +23,24 @@ class PortableDialect:
     opset: ClassVar[int] = 20  # the first with Gelu; ONNX Runtime 1.18, OpenVINO 2024 and TensorRT 10 read it
     products: ClassVar[type[Products]] = Products
 
-    def __init__(self, b: GraphBuilder, spec: ModelSpec, attention_mask: ir.Value) -> None:
+    def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
         self._b = b
         self._spec = spec
         self._rope: dict[bool, dict[str, Tables]] = {}  # by is_global, then for q and k
         if spec.has_local:
             with b.scope("local_attention"):
-                self._rope[False] = self._build_rope("local", attention_mask)
-                self._windows = build_windows(b, attention_mask, spec, SIZES, (spec.num_heads, spec.head_dim))
-                self._blind = find_blind(b, self._windows, attention_mask, spec)
+                self._rope[False] = self._build_rope("local", rows)
+                self._windows = build_windows(b, rows, spec, SIZES, (spec.num_heads, spec.head_dim))
+                self._blind = find_blind(b, self._windows, rows, spec)
         if spec.has_global:
             with b.scope("global_attention"):
-                self._rope[True] = self._build_rope("global", attention_mask)
-                # [batch, 1, 1, sequence]
-                self._bias = b.op("Unsqueeze", mask_bias(b, attention_mask), b.ints(1, 2), name="bias_rows")
+                self._rope[True] = self._build_rope("global", rows)
+                self._bias = rows.global_bias(b)
 
-    def _build_rope(self, kind: str, attention_mask: ir.Value) -> dict[str, Tables]:
+    def _build_rope(self, kind: str, rows: Rows) -> dict[str, Tables]:
         """The tables of queries, which hold the attention scale too, and of keys."""
         b = self._b
-        cos, sin = tables_in_use(b, kind, attention_mask)
+        cos, sin = tables_in_use(b, kind, rows)
         scale = b.constant("attention_scale", np.float32(self._spec.head_dim**-0.5))
         return {
             "q": (b.op("Mul", cos, scale, name="cos_scaled"), b.op("Mul", sin, scale, name="sin_scaled")),

@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.rope import FINE
+from mbexport.graph.rows import Rows
 
-Tables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim]
+Tables = tuple[ir.Value, ir.Value]  # each [sequence, 1, head_dim], or with the batch before it
 
 
 def cosines_and_sines(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -41,19 +42,24 @@ def cosines_and_sines(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> t
     return b.op("Reshape", cos, rows, name="cos_rows"), b.op("Reshape", sin, rows, name="sin_rows")
 
 
-def tables_in_use(b: GraphBuilder, kind: str, attention_mask: ir.Value) -> Tables:
+def tables_in_use(b: GraphBuilder, kind: str, rows: Rows) -> Tables:
     """[cos, cos] and [-sin, sin] of the positions of a call.
 
     Args:
         b: the graph.
         kind: ``global`` or ``local``.
-        attention_mask: [batch, sequence].
+        rows: the batch.
     """
-    first, axis = b.ints(0), b.ints(1)
-    length = b.op("Shape", attention_mask, name="rope_length", start=1, end=2)
-    cos, sin = cosines_and_sines(b, kind, attention_mask)
-    cos = b.op("Slice", cos, first, length, first, name="cos")
-    sin = b.op("Slice", sin, first, length, first, name="sin")
+    cos, sin = cosines_and_sines(b, kind, rows.mask)
+    if rows.positions is None:
+        first, axis = b.ints(0), b.ints(1)
+        length = b.op("Shape", rows.mask, name="rope_length", start=1, end=2)
+        cos = b.op("Slice", cos, first, length, first, name="cos")
+        sin = b.op("Slice", sin, first, length, first, name="sin")
+    else:
+        axis = b.ints(2)
+        cos = b.op("Gather", cos, rows.positions, name="cos", axis=0)
+        sin = b.op("Gather", sin, rows.positions, name="sin", axis=0)
     cos = b.op("Concat", cos, cos, name="cos_both", axis=-1)
     sin = b.op("Concat", b.op("Neg", sin, name="sin_negative"), sin, name="sin_both", axis=-1)
     return b.op("Unsqueeze", cos, axis, name="cos_heads"), b.op("Unsqueeze", sin, axis, name="sin_heads")

@@ -9,13 +9,12 @@ from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS, DenseSpec, Nor
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.layers import activation, linear, scaled
 from mbexport.graph.pooling import pool
+from mbexport.graph.rows import Rows
 
 SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize's eps
 
 
-def add_sentence_outputs(
-    b: GraphBuilder, sentence: SentenceSpec, hidden: ir.Value, attention_mask: ir.Value, size: int
-) -> None:
+def add_sentence_outputs(b: GraphBuilder, sentence: SentenceSpec, hidden: ir.Value, rows: Rows, size: int) -> None:
     """Declare ``token_embeddings`` and, where there is a pooling, ``sentence_embedding``.
 
     ``last_hidden_state``, the encoder's own vectors, is there too: tools that run the later
@@ -25,7 +24,7 @@ def add_sentence_outputs(
         b: the graph.
         sentence: the pipeline.
         hidden: the encoder's vectors, [batch, sequence, size].
-        attention_mask: bool [batch, sequence].
+        rows: the batch.
         size: of the encoder's vectors.
     """
     encoded = b.op("Identity", hidden, name="encoded")
@@ -38,12 +37,12 @@ def add_sentence_outputs(
     if sentence.pooling is None:
         b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
         return
-    vector = pool(b, tokens, attention_mask, sentence.pooling)
+    vector = pool(b, tokens, rows, sentence.pooling)
     for number, step in enumerate(sentence.steps):
         if step.on == SENTENCE:
             vector = _step(b, vector, step, number)
     b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
-    b.output(vector, SENTENCE, ir.DataType.FLOAT, ["batch", sentence.width(size, SENTENCE)])
+    b.output(vector, SENTENCE, ir.DataType.FLOAT, [*rows.text_axes, sentence.width(size, SENTENCE)])
 
 
 def _step(b: GraphBuilder, x: ir.Value, step: DenseSpec | NormalizeSpec, number: int) -> ir.Value:

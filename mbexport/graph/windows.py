@@ -8,8 +8,10 @@ side, so block + 2 * half_window keys, whatever the length of the text:
 
 A short text is one block of its own length that sees itself. Within those keys, query i
 sees key j where |i - j| <= half_window and j is no padding. The keys are gathered by
-position; positions before the first and after the last token are clipped into the text and
+position; positions before the first and after the last token are clipped into the row and
 masked. No tensor has two axes that grow with the length beyond a block.
+
+Of a row of several texts the same holds, but that a query sees keys of its own text only.
 """
 
 from __future__ import annotations
@@ -20,13 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.graph.builder import GraphBuilder, typed
-
-# What masked scores get added, by element type. Finite: a row with nothing to see stays a number. In FP16
-# the sum stays finite too, and far below every real score, while scores are within MOST_SCORE either way.
-MASKED = float(np.finfo(np.float32).min)
-MASKED_AS = {ir.DataType.FLOAT: MASKED, ir.DataType.FLOAT16: -43_008.0, ir.DataType.BFLOAT16: -1e38}
-MOST_SCORE = 20_000.0
+from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.rows import PackedRows, Places, Rows, mask_bias
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class BlindQueries:
 
 def build_windows(
     b: GraphBuilder,
-    attention_mask: ir.Value,
+    rows: Rows,
     spec: ModelSpec,
     sizes: BlockSizes,
     trailing: tuple[int, ...],
@@ -114,13 +111,13 @@ def build_windows(
 
     Args:
         b: the graph.
-        attention_mask: bool [batch, sequence], true for real tokens.
+        rows: the batch.
         spec: the model.
         sizes: of the blocks.
         trailing: the axes after the tokens' in what is gathered, e.g. (heads, head_dim).
     """
-    batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)
-    length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+    batch = b.op("Shape", rows.mask, name="batch", start=0, end=1)
+    length = b.op("Shape", rows.mask, name="length", start=1, end=2)
     several = b.op("Greater", length, b.ints(sizes.most_alone), name="several_blocks")
     block = b.op("Where", several, b.ints(sizes.queries), length, name="block")
     reach = b.op("Where", several, b.ints(spec.half_window), b.ints(0), name="reach")
@@ -137,16 +134,21 @@ def build_windows(
     clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), b.ints(0), name="clipped")  # [blocks, span]
     inside = b.op("Equal", wanted, clipped, name="inside")
 
-    real = b.op("Gather", attention_mask, clipped, name="real", axis=1)  # [batch, blocks, span]
-    rows = b.op("Concat", b.ints(-1, 1, 1), span, name="usable_shape", axis=0)
-    usable = b.op("Reshape", b.op("And", real, inside, name="usable"), rows, name="usable_rows")
+    places = Places(
+        queries=b.op("Min", tokens, last, name="query_positions"),
+        keys=clipped,
+        inside=inside,
+        query_rows=b.op("Concat", b.ints(-1, 1), block, b.ints(1), name="query_rows", axis=0),
+        key_rows=b.op("Concat", b.ints(-1, 1, 1), span, name="key_rows", axis=0),
+    )
+    usable = rows.seen_in_blocks(b, places)
     queries = b.op("Unsqueeze", _range(b, block, "block_range"), b.ints(1), name="query_offsets")  # [block, 1]
     distance = b.op("Abs", b.op("Sub", queries, offsets, name="difference"), name="distance")  # [block, span]
     band = b.op("LessOrEqual", distance, b.ints(spec.half_window), name="band")
     seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, span]
     return Windows(
         several=several,
-        query_positions=b.op("Min", tokens, last, name="query_positions"),
+        query_positions=places.queries,
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         order=_range(b, length, "order"),
         seen=seen,
@@ -172,34 +174,33 @@ class FixedWindows(Blocks):
         return b.op("Slice", rows, b.ints(0), self.length, b.ints(1), name="joined")
 
 
-def build_fixed_windows(
-    b: GraphBuilder, attention_mask: ir.Value, spec: ModelSpec, block: int, dtype: ir.DataType
-) -> FixedWindows:
+def build_fixed_windows(b: GraphBuilder, rows: Rows, spec: ModelSpec, block: int, dtype: ir.DataType) -> FixedWindows:
     """The positions and the mask of all blocks, computed once per call.
 
     Args:
         b: the graph.
-        attention_mask: bool [batch, sequence], true for real tokens.
+        rows: the batch.
         spec: the model.
         block: queries of a block.
         dtype: element type of the bias.
     """
     span = block + 2 * spec.half_window
     queries, keys = np.arange(block), np.arange(span) - spec.half_window
-    batch = b.op("Shape", attention_mask, name="batch", start=0, end=1)
-    length = b.op("Shape", attention_mask, name="length", start=1, end=2)
+    batch = b.op("Shape", rows.mask, name="batch", start=0, end=1)
+    length = b.op("Shape", rows.mask, name="length", start=1, end=2)
     last = b.op("Sub", length, b.ints(1), name="last")
     blocks = b.op("Div", b.op("Add", length, b.ints(block - 1), name="rounded"), b.ints(block), name="blocks")
     starts = b.op("Mul", _range(b, blocks, "block_numbers"), b.ints(block), name="starts")
     starts = b.op("Unsqueeze", starts, b.ints(1), name="starts_column")  # [blocks, 1]
 
-    rows = b.op("Add", starts, b.constant("query_offsets", queries), name="query_rows")
-    query_positions = b.op("Reshape", b.op("Min", rows, last, name="query_clipped"), b.ints(-1), name="query_positions")
+    stated = b.op("Add", starts, b.constant("query_offsets", queries), name="query_wanted")
+    stated = b.op("Min", stated, last, name="query_clipped")
+    query_positions = b.op("Reshape", stated, b.ints(-1), name="query_positions")
     wanted = b.op("Add", starts, b.constant("key_offsets", keys), name="wanted")
     clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), b.ints(0), name="clipped")  # [blocks, span]
-    real = b.op("Gather", attention_mask, clipped, name="real", axis=1)  # [batch, blocks, span]
-    usable = b.op("And", real, b.op("Equal", wanted, clipped, name="inside"), name="usable")
-    usable = b.op("Reshape", usable, b.ints(-1, 1, 1, span), name="usable_rows")
+    inside = b.op("Equal", wanted, clipped, name="inside")
+    places = Places(query_positions, clipped, inside, b.ints(-1, 1, block, 1), b.ints(-1, 1, 1, span))
+    usable = rows.seen_in_blocks(b, places)
     band = b.constant("band", np.abs(queries[:, None] - keys) <= spec.half_window)  # [block, span]
     return FixedWindows(
         query_positions=query_positions,
@@ -212,17 +213,19 @@ def build_fixed_windows(
     )
 
 
-def find_blind(b: GraphBuilder, windows: Windows, attention_mask: ir.Value, spec: ModelSpec) -> BlindQueries | None:
-    """The queries that see nothing; None where the model never reads what they become.
+def find_blind(b: GraphBuilder, windows: Windows, rows: Rows, spec: ModelSpec) -> BlindQueries | None:
+    """The queries that see nothing; None where the model never reads what they become, or there are none.
 
     Only a classifier that pools the first position does, be it padding or not.
     """
+    if isinstance(rows, PackedRows):
+        return None
     if spec.head is None or spec.head.pooling != "cls" or spec.head.task != "text-classification":
         return None
     numbers = b.op("Cast", windows.seen, name="seen_numbers", to=ir.DataType.FLOAT)
     any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
-    batch = b.op("Shape", attention_mask, name="seen_batch", start=0, end=1)
-    length = b.op("Shape", attention_mask, name="seen_length", start=1, end=2)
+    batch = b.op("Shape", rows.mask, name="seen_batch", start=0, end=1)
+    length = b.op("Shape", rows.mask, name="seen_length", start=1, end=2)
     by_text = b.op(
         "Reshape", any_seen, b.op("Concat", batch, b.ints(-1, 1), name="seen_shape", axis=0), name="seen_rows"
     )
@@ -242,15 +245,3 @@ def any_false(b: GraphBuilder, flags: ir.Value, name: str) -> ir.Value:
         numbers = b.op("Cast", flags, name="numbers", to=ir.DataType.INT32)
         least = b.op("ReduceMin", numbers, name="least", keepdims=0)
         return b.op("Not", b.op("Cast", least, name="all", to=ir.DataType.BOOL), name="any_false")
-
-
-def mask_bias(b: GraphBuilder, seen: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-    """bool -> ``dtype`` of the same shape: 0 where true, MASKED_AS where false."""
-    bias = b.op(
-        "Where",
-        seen,
-        b.constant(f"seen_bias_{dtype.name.lower()}", np.array(0, dtype.numpy())),
-        b.constant(f"masked_bias_{dtype.name.lower()}", np.array(MASKED_AS[dtype], dtype.numpy())),
-        name="bias",
-    )
-    return typed(bias, dtype)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from mbexport.errors import BackendError
-from mbexport.runtime.backends.interface import FloatArray, IntArray
+from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
+from mbexport.runtime.packing import positions_of
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model in memory finds its weights
 
@@ -45,6 +46,8 @@ class MemoryGraph:
             BackendError: ONNX Runtime failed, e.g. out of memory.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if any(given.name == POSITION_IDS for given in self._session.get_inputs()):
+            inputs[POSITION_IDS] = positions_of(attention_mask)
         try:
             values: list[FloatArray] = self._session.run(wanted, inputs)
         except Exception as cause:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mbexport.errors import InputError
 from mbexport.files import Progress, to_json, write_atomically
 from mbexport.manifest import Check, Graph, Manifest
 from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, Terms, compare, units
+from mbexport.parity.packed import packable, packed_runner
 from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
@@ -71,10 +73,15 @@ def run_validation(
 
     parities = []
     for graph in graphs:
-        run = _graph_runner(bundle, graph, manifest.answer_outputs)
-        found = [done.after(case, places[n], run, graph.file) for n, case in enumerate(cases)]
+        run = _graph_runner(bundle, graph, manifest)
+        theirs = cases, places, expected
+        if graph.packed:
+            kept = [packable(case, tokens) for case, tokens in zip(cases, places, strict=True)]
+            values = [all_of[units] for all_of, (_, _, units) in zip(expected, kept, strict=True)]
+            theirs = [case for case, _, _ in kept], [tokens for _, tokens, _ in kept], values
+        found = [done.after(case, tokens, run, graph.file) for case, tokens in zip(*theirs[:2], strict=True)]
         terms = Terms(_predicts(checkpoint.spec), error, is_half=graph.precision == "fp16")
-        parities.append(compare(graph.file, cases, places, expected, found, terms))
+        parities.append(compare(graph.file, *theirs, found, terms))
     passed, longest = all(parity.passed for parity in parities), max(case.length for case in cases)
     report = ParityReport(passed, description, described, longest, tuple(parities), skipped)
     try:
@@ -117,18 +124,23 @@ def _predicts(spec: ModelSpec) -> str | None:
     return "outputs" if spec.head is not None and spec.head.outputs > 1 else None
 
 
-def _graph_runner(bundle: Path, graph: Graph, wanted: Sequence[str] | None) -> Runner:
+def _graph_runner(bundle: Path, graph: Graph, manifest: Manifest) -> Runner:
+    wanted = manifest.answer_outputs
+    outputs: Callable[[IntArray, IntArray], Sequence[FloatArray]]
     if graph.precision == "fp16":
         rounded = RoundedGraph(bundle / graph.file)
-        return lambda case, places: units(rounded.run(case.input_ids, case.attention_mask, wanted), places)
-    backend = OnnxRuntimeBackend(bundle / graph.file, as_written=graph.fused)  # as the runtime loads it
-
-    def run(case: Case, places: IntArray | None) -> FloatArray:
+        outputs = partial(rounded.run, wanted=wanted)
+    else:
+        backend = OnnxRuntimeBackend(bundle / graph.file, as_written=graph.fused)  # as the runtime loads it
         if graph.selects_tokens:
-            return backend.run(case.input_ids, case.attention_mask, places)["logits"]
-        return units(list(backend.run(case.input_ids, case.attention_mask, wanted=wanted).values()), places)
+            return lambda case, places: backend.run(case.input_ids, case.attention_mask, places)["logits"]
 
-    return run
+        def outputs(ids: IntArray, mask: IntArray) -> Sequence[FloatArray]:
+            return list(backend.run(ids, mask, wanted=wanted).values())
+
+    if graph.packed:
+        return packed_runner(outputs, manifest)
+    return lambda case, places: units(outputs(case.input_ids, case.attention_mask), places)
 
 
 class _Counter:

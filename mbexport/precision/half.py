@@ -22,7 +22,7 @@ from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.heads import is_exact
 from mbexport.graph.rope import rope_tables
-from mbexport.graph.windows import MOST_SCORE
+from mbexport.graph.rows import MOST_SCORE
 from mbexport.precision import bounds
 
 FloatArray = npt.NDArray[np.float32]

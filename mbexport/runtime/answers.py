@@ -10,12 +10,12 @@ import numpy as np
 
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
+from mbexport.runtime.forward import Outputs
 from mbexport.runtime.heads import FloatArray, choice, classification, pool, shortened, top_tokens
 from mbexport.runtime.spans import best_span
 from mbexport.runtime.text import Encoded
 from mbexport.texts import Text
 
-Outputs = dict[str, FloatArray]  # of one text, by name
 TOP_TOKENS = 5  # answers to one mask
 
 

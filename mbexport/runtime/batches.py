@@ -65,12 +65,13 @@ def token_budget(widths: Iterable[int]) -> int:
     return max(1, min(TOKEN_BUDGET, OUTPUT_BYTES // (4 * max(1, sum(widths)))))
 
 
-def plan_batches(lengths: Sequence[int], limits: Limits) -> list[Run]:
+def plan_batches(lengths: Sequence[int], limits: Limits, most_padding: float = MOST_PADDING) -> list[Run]:
     """Runs of all texts, longest rows first.
 
     Args:
         lengths: tokens of each text.
         limits: of the backend.
+        most_padding: share of the places of a run beyond ENOUGH_TOKENS that may be padding.
 
     Raises:
         InputError: a text is longer than the backend takes; nothing has run then.
@@ -79,7 +80,7 @@ def plan_batches(lengths: Sequence[int], limits: Limits) -> list[Run]:
     group: list[int] = []
     row = tokens = 0  # of the group: places of a row, real tokens
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        if group and not _joins(len(group), tokens + lengths[number], row, limits):
+        if group and not _joins(len(group) + 1, tokens + lengths[number], row, limits, most_padding):
             runs.append(Run(tuple(group), row))
             group = []
         if not group:
@@ -89,7 +90,7 @@ def plan_batches(lengths: Sequence[int], limits: Limits) -> list[Run]:
     return [*runs, Run(tuple(group), row)] if group else runs
 
 
-def _joins(texts: int, tokens: int, row: int, limits: Limits) -> bool:
-    """Whether one more text joins a run of ``texts``, which would have ``tokens`` real tokens then."""
-    places = (texts + 1) * row
-    return texts < limits.texts(row) and (places <= ENOUGH_TOKENS or places - tokens <= MOST_PADDING * places)
+def _joins(texts: int, tokens: int, row: int, limits: Limits, most_padding: float) -> bool:
+    """Whether a text joins a run, which would have ``texts`` texts and ``tokens`` real tokens then."""
+    places = texts * row
+    return texts <= limits.texts(row) and (places <= ENOUGH_TOKENS or places - tokens <= most_padding * places)

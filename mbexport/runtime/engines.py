@@ -123,10 +123,10 @@ def _release(version: str) -> str:
 
 
 def _rank(engine: Engine, gpu: Device) -> tuple[int, ...]:
-    """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, the longest texts."""
+    """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, packed, the longest texts."""
     longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))
     order = AUTOMATIC.index(engine.precision) if engine.precision in AUTOMATIC else 0  # a named one has no others
-    return (order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", -longest)
+    return (order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", not engine.packed, -longest)
 
 
 def installed_version(builder: str) -> str | None:

@@ -36,7 +36,9 @@ def warning_of(file: Path, doubt: str) -> str:
 
 
 def runs_on_cpu(graph: Graph) -> bool:
-    """Whether ONNX Runtime has CPU kernels for it; the INT8 graph for TensorRT would be slow and unproven there."""
+    """Whether it is for ONNX Runtime's CPU kernels; packed graphs and the INT8 one for TensorRT would be slow there."""
+    if graph.packed:
+        return False
     return graph.precision not in NOT_ON_CPU and (graph.precision != "int8" or graph.fused)
 
 
@@ -57,7 +59,8 @@ def cpu_graph(bundle: Path, manifest: Manifest, precision: str, reasons: Sequenc
         graph = _int8_graph(bundle, manifest, precision, reasons)
         if graph is not None:
             return graph
-    graph = choose_graphs(bundle, manifest, precision, reasons)[0]
+    graphs = choose_graphs(bundle, manifest, precision, reasons)
+    graph = next((graph for graph in graphs if not graph.packed), graphs[0])
     if not runs_on_cpu(graph):
         needs = "needs a GPU" if graph.precision in NOT_ON_CPU else "it has for TensorRT only, so it needs a GPU"
         here = " or ".join(sorted({graph.precision for graph in manifest.graphs if runs_on_cpu(graph)}))
@@ -94,7 +97,7 @@ def _bits(graph: Graph) -> int:
 
 
 def choose_graphs(bundle: Path, manifest: Manifest, precision: str, reasons: Sequence[str] = ()) -> list[Graph]:
-    """The graphs of a precision, FP32 for ``auto``, the one for ONNX Runtime first.
+    """The graphs of a precision, FP32 for ``auto``: the packed one first, then the one for ONNX Runtime.
 
     Args:
         bundle: the bundle.
@@ -110,4 +113,4 @@ def choose_graphs(bundle: Path, manifest: Manifest, precision: str, reasons: Seq
     if not graphs:
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError("; ".join([f"{bundle} holds no {wanted} graph; it has {have}", *reasons]))
-    return sorted(graphs, key=lambda graph: (graph.selects_tokens, graph.fused), reverse=True)
+    return sorted(graphs, key=lambda graph: (graph.packed, graph.selects_tokens, graph.fused), reverse=True)

@@ -17,8 +17,9 @@ from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest
 from mbexport.options import DEVICES
-from mbexport.runtime.answers import Outputs, Prepared, answer, items_of, parts_of
+from mbexport.runtime.answers import Prepared, answer, items_of, parts_of
 from mbexport.runtime.backends.interface import Backend, IntArray
+from mbexport.runtime.forward import Outputs, forward
 from mbexport.runtime.heads import FloatArray
 from mbexport.runtime.schedule import Run
 from mbexport.runtime.start import Executor, Wish, run_once, start
@@ -224,27 +225,13 @@ class Model:
 
     def _results(self, token_ids: Sequence[IntArray]) -> Iterator[tuple[int, Outputs]]:
         """Number and outputs of each text as they are computed."""
-        runs = self._executor.plan([len(ids) for ids in token_ids])
-        for run, rows in self._executor.map(lambda backend, run: self._forward(backend, run, token_ids), runs):
-            yield from zip(run.texts, rows, strict=True)
 
-    def _forward(self, backend: Backend, run: Run, token_ids: Sequence[IntArray]) -> list[Outputs]:
-        """One forward pass: the outputs of each of the run's texts, without its padding."""
-        lengths = np.array([len(token_ids[number]) for number in run.texts])
-        mask = (np.arange(run.length) < lengths[:, None]).astype(np.int64)
-        ids = np.zeros_like(mask)  # padding holds any id
-        ids[mask == 1] = np.concatenate([token_ids[number] for number in run.texts])
-        if self._mask_id is None:
-            outputs = backend.run(ids, mask, wanted=self.manifest.answer_outputs)
-            return [
-                {name: values[row, :length] if name in backend.per_token else values[row]
-                 for name, values in outputs.items()}
-                for row, length in enumerate(lengths)
-            ]  # fmt: skip
-        masks = (ids == self._mask_id) & (mask == 1)
-        logits = backend.run(ids, mask, np.flatnonzero(masks))["logits"]
-        ends = np.cumsum(masks.sum(axis=1))[:-1]
-        return [{"logits": values} for values in np.split(logits, ends)]
+        def one(backend: Backend, run: Run) -> list[Outputs]:
+            return forward(backend, run, token_ids, self.manifest, self._mask_id)
+
+        runs = self._executor.plan([len(ids) for ids in token_ids])
+        for run, rows in self._executor.map(one, runs):
+            yield from zip(run.texts, rows, strict=True)
 
     def _count_truncated(self, cut: int, total: int) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ from mbexport.runtime.batches import Limits, plan_batches, token_budget
 from mbexport.runtime.engines import choose_engines, doubt_of, installed_version
 from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.graphs import QualityWarning, choose_graphs, cpu_graph, warning_of
+from mbexport.runtime.packing import plan_packed
 from mbexport.runtime.schedule import Run
 from mbexport.runtime.start import Wish, run_once
 
@@ -42,8 +43,8 @@ class InTurn:
         self._limits = limits
 
     def plan(self, lengths: Sequence[int]) -> list[Run]:
-        """See :func:`plan_batches`."""
-        return plan_batches(lengths, self._limits)
+        """See :func:`plan_batches` and :func:`plan_packed`."""
+        return (plan_packed if self.all.packs else plan_batches)(lengths, self._limits)
 
     def map(self, forward: Callable[[Backend, Run], T], runs: Sequence[Run]) -> Iterator[tuple[Run, T]]:
         """Each run and what ``forward`` makes of it, one after the other."""

@@ -22,15 +22,24 @@ MOST_IDLE = 0.15  # share of the cores' time that may be lost by runs that do no
 
 @dataclass(frozen=True)
 class Run:
-    """Numbers of the texts of one forward pass, and the places of each row."""
+    """One forward pass: numbers of its texts, and the places of each row.
+
+    ``starts``: where each text begins, row * length + place, growing; None where each has a row of its own.
+    """
 
     texts: tuple[int, ...]
     length: int
+    starts: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.texts) if self.starts is None else self.starts[-1] // self.length + 1
 
     @property
     def tokens(self) -> int:
         """Places that are computed, padding included."""
-        return len(self.texts) * self.length
+        return self.rows * self.length
 
 
 def plan_runs(lengths: Sequence[int]) -> list[Run]:

@@ -18,7 +18,7 @@ from mbexport import export_onnx, manifest, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import InputError, PrecisionError
-from mbexport.graph.windows import MOST_SCORE
+from mbexport.graph.rows import MOST_SCORE
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.precision import half
 from tests.checkpoints import (

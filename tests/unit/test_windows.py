@@ -13,6 +13,7 @@ from mbexport.checkpoint.spec import parse_config
 from mbexport.graph.builder import GraphBuilder
 from mbexport.graph.fused import SIZES as FUSED_SIZES
 from mbexport.graph.portable import SIZES as PORTABLE_SIZES
+from mbexport.graph.rows import PaddedRows
 from mbexport.graph.windows import BlockSizes, any_false, build_windows, find_blind
 
 
@@ -22,8 +23,9 @@ def windows_of(mask: np.ndarray, half_window: int, sizes: BlockSizes) -> dict[st
     spec = dataclasses.replace(parse_config(config)[0], half_window=half_window)
     b = GraphBuilder({})
     attention_mask = b.input("mask", ir.DataType.BOOL, ["batch", "sequence"])
-    windows = build_windows(b, attention_mask, spec, sizes, (spec.hidden_size,))
-    blind = find_blind(b, windows, attention_mask, spec)
+    rows = PaddedRows(attention_mask)
+    windows = build_windows(b, rows, spec, sizes, (spec.hidden_size,))
+    blind = find_blind(b, windows, rows, spec)
     assert blind is not None
     outputs = {
         "several": (windows.several, ir.DataType.BOOL, [1]),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+POSITION_IDS = "position_ids"  # the input that graphs of packed rows have besides
 
 
 class Backend(Protocol):
@@ -18,6 +19,10 @@ class Backend(Protocol):
     @property
     def per_token(self) -> frozenset[str]:
         """Names of the outputs that have a place for each token."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether a row holds several texts; all outputs have a place for each token then."""
 
     @property
     def description(self) -> str:
@@ -41,7 +46,8 @@ class Backend(Protocol):
 
         Args:
             input_ids: [batch, sequence].
-            attention_mask: [batch, sequence], 1 for real tokens, 0 for padding.
+            attention_mask: [batch, sequence], 1 for real tokens, 0 for padding; where the backend packs, another
+                number from 1 for each text of a row.
             positions: [selected], where only some tokens' outputs are wanted: row * sequence + place.
             wanted: names of the outputs; None for all.
 

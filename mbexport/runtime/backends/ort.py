@@ -8,7 +8,8 @@ from pathlib import Path
 import onnxruntime
 
 from mbexport.errors import BackendError
-from mbexport.runtime.backends.interface import FloatArray, IntArray
+from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
+from mbexport.runtime.packing import positions_of
 
 onnxruntime.disable_telemetry_events()
 
@@ -29,6 +30,7 @@ class OnnxRuntimeBackend:
 
     Attributes:
         per_token: names of the outputs that have a place for each token.
+        packs: whether a row holds several texts.
         description: the file, runtime and provider in use.
         device: what computes, ``cpu`` or ``cuda``.
 
@@ -64,6 +66,7 @@ class OnnxRuntimeBackend:
         sizes = {output.name: output.shape[-1] for output in outputs}
         self._widths = {name: size if isinstance(size, int) else 1 for name, size in sizes.items()}
         self._selects = any(given.name == "positions" for given in self._session.get_inputs())
+        self.packs = any(given.name == POSITION_IDS for given in self._session.get_inputs())
         self.per_token = frozenset(output.name for output in outputs if "sequence" in output.shape)
         self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, {provider}"
 
@@ -86,6 +89,8 @@ class OnnxRuntimeBackend:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if positions is not None and self._selects:
             inputs["positions"] = positions
+        if self.packs:
+            inputs[POSITION_IDS] = positions_of(attention_mask)
         try:
             values = self._session.run(wanted, inputs)
         except Exception as cause:

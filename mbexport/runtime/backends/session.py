@@ -11,13 +11,14 @@ import numpy.typing as npt
 from mbexport.errors import BackendError
 from mbexport.profiles import Profile
 from mbexport.runtime.backends.contexts import Contexts, Place
-from mbexport.runtime.backends.interface import IntArray
+from mbexport.runtime.backends.interface import POSITION_IDS, IntArray
 from mbexport.runtime.backends.trt_api import CudaEngine, TensorRT
 from mbexport.runtime.buffers import Buffer
 from mbexport.runtime.cuda import Cuda, Handle
 from mbexport.runtime.shapes import Fit, size_of
 
 INPUTS = ("input_ids", "attention_mask")  # [batch, sequence]
+PACKED_INPUTS = (*INPUTS, POSITION_IDS)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -60,8 +61,9 @@ class Session:
         self._loaded.append(engine)
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         given = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        if sorted(given) != sorted(INPUTS):
-            raise BackendError(f"it takes {', '.join(given)}, expected {' and '.join(INPUTS)}")
+        if sorted(given) not in (sorted(INPUTS), sorted(PACKED_INPUTS)):
+            raise BackendError(f"it takes {', '.join(given)}, expected {', '.join(INPUTS)} and perhaps {POSITION_IDS}")
+        self.packs = POSITION_IDS in given
         self.output_shapes: Shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names if name not in given}
         self.profiles = tuple(_profile(engine, number) for number in range(engine.num_optimization_profiles))
         self._buffers = {name: Buffer(cuda, trt.nptype(engine.get_tensor_dtype(name))) for name in names}

@@ -15,12 +15,13 @@ from mbexport.manifest import Engine
 from mbexport.optional import require
 from mbexport.options import BUILDER_MODULES
 from mbexport.profiles import parse_profiles, profiles_text
-from mbexport.runtime.backends.interface import FloatArray, IntArray
+from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
 from mbexport.runtime.backends.session import Session
 from mbexport.runtime.backends.trt_api import TensorRT
 from mbexport.runtime.batches import Limits, token_budget
 from mbexport.runtime.cuda import Cuda, load_module
 from mbexport.runtime.engines import packages, read_engine
+from mbexport.runtime.packing import positions_of
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
 NAMES = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
@@ -39,6 +40,7 @@ class TensorRTBackend:
     Attributes:
         limits: what may be run at one time.
         per_token: names of the outputs that have a place for each token.
+        packs: whether a row holds several texts.
         description: the file and runtime in use.
         device: ``cuda``.
 
@@ -61,6 +63,7 @@ class TensorRTBackend:
         # Also when the interpreter ends, while CUDA is still there.
         self._close = weakref.finalize(self, _close, self._session, self._process)
         self._shapes = self._session.output_shapes
+        self.packs = self._session.packs
         self.per_token = frozenset(name for name, shape in self._shapes.items() if shape[1:2] == (-1,))
         self.limits = Limits(self._session.profiles, token_budget(map(self.width, self.per_token)))
         try:
@@ -113,6 +116,8 @@ class TensorRTBackend:
         with self._lock:
             self._check_alive()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            if self.packs:
+                inputs[POSITION_IDS] = positions_of(attention_mask)
             values = self._session.run(fit, inputs, shapes, copied)
             return {  # copies: the next run writes to the same memory
                 name: np.array(value if copied[name] is not None else self._cut(name, value, batch, length), np.float32)
