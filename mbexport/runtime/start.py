@@ -14,7 +14,9 @@ from mbexport.manifest import Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
 from mbexport.runtime.cores import Cores
+from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.graphs import QualityWarning, cpu_graph, doubt, warning_of
+from mbexport.runtime.prepacked import find_prepacked
 from mbexport.runtime.schedule import Run
 
 T = TypeVar("T")
@@ -66,7 +68,12 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
     fault = doubt(graph) if graph.needs_gate else None
     if fault is not None:
         warnings.warn(warning_of(bundle / graph.file, fault), QualityWarning, stacklevel=3)  # in load's caller
-    return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
+    prepacked, fault = find_prepacked(bundle, graph)
+    if fault is not None:
+        message = f"{fault}, so weights are packed at every start; pack them here: mbexport prepack {bundle}"
+        warnings.warn(message, FallbackWarning, stacklevel=3)
+    file, as_written = (bundle / graph.file, graph.fused) if prepacked is None else (prepacked, True)
+    return Cores(file, wish.threads, as_written=as_written, share=wish.share_cores)
 
 
 def run_once(backend: Backend, manifest: Manifest) -> None:

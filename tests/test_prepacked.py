@@ -1,0 +1,114 @@
+"""``mbexport prepack``: the same answers from a file that is mapped, and where it is of no use that is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mbexport.cli import main
+from mbexport.errors import BackendError
+from mbexport.runtime import FallbackWarning, load
+from mbexport.runtime.prepacked import RECORD, cpu_kind
+
+TEXTS = ["The striker scored twice.", "", "The bank raised its interest rate. " * 60]
+
+
+@pytest.fixture
+def bundle(example_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+
+
+def prepack(bundle: Path, *options: str) -> Path:
+    result = CliRunner().invoke(main, ["prepack", str(bundle), *options])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"prepacked  {bundle / 'prepacked' / 'model_ort'}: ")
+    return bundle / "prepacked" / "model_ort"
+
+
+def test_prepacked_weights_answer_the_same(bundle: Path) -> None:
+    expected = load(bundle).logits(TEXTS)
+    folder = prepack(bundle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load(bundle)
+    assert model._executor._graph == (folder / "model.onnx").resolve()
+    assert np.array_equal(model.logits(TEXTS), expected)
+    assert np.abs(load(bundle, threads=1).logits(TEXTS) - expected).max() < 1e-5  # other sessions, other sums
+
+
+MEMORY = """
+import sys
+from mbexport.runtime import load
+load(sys.argv[1], share_cores=False)(["The striker scored twice."])
+fields = dict(line.split(":") for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
+print(fields["Anonymous"].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory is a process's own")
+def test_weights_are_not_in_a_processes_own_memory(bundle: Path) -> None:
+    def own_kilobytes() -> int:
+        command = [sys.executable, "-c", MEMORY, str(bundle)]
+        return min(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3))
+
+    before = own_kilobytes()
+    prepack(bundle)
+    matrices = 7_000  # kB of the example's layers
+    assert own_kilobytes() < before - matrices / 2
+
+
+@pytest.mark.parametrize("what", ["graph", "onnxruntime", "cpu", "incomplete"])
+def test_what_was_made_elsewhere_is_passed_over_and_said(what: str, bundle: Path) -> None:
+    expected = load(bundle).logits(TEXTS)
+    folder = prepack(bundle)
+    if what == "incomplete":
+        (folder / "model.onnx_data").write_bytes(b"")
+    else:
+        record = json.loads((folder / RECORD).read_text())
+        (folder / RECORD).write_text(json.dumps(record | {what: "another"}))
+    found = "is incomplete" if what == "incomplete" else f"was made for {what} 'another', here it is"
+    with pytest.warns(FallbackWarning, match=f"{found}.*pack them here: mbexport prepack"):
+        model = load(bundle)
+    assert model.description.startswith("model_ort.onnx")
+    assert np.array_equal(model.logits(TEXTS), expected)
+    prepack(bundle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(bundle)
+
+
+def test_a_damaged_record_is_named(bundle: Path) -> None:
+    (prepack(bundle) / RECORD).write_text("{")
+    with pytest.raises(BackendError, match=r"prepacked\.json is damaged|prepacked\.json"):
+        load(bundle)
+
+
+def test_bad_use(tmp_path: Path, bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["prepack", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is no bundle" in result.stderr
+    result = CliRunner().invoke(main, ["prepack", str(bundle), "--precision", "int8"])
+    assert result.exit_code == 2
+    assert "holds no int8 graph" in result.stderr
+    assert not (bundle / "prepacked").exists()
+
+
+def test_the_kind_of_a_cpu_is_told_from_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = cpu_kind()
+    assert here == cpu_kind()
+    text = "flags : avx avx2\n"
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    older = cpu_kind()
+    text = "flags : avx2 avx\n"
+    assert cpu_kind() == older
+    text = "flags : avx avx2 avx512f\n"
+    assert cpu_kind() not in (older, here)
