@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -61,6 +61,12 @@ bench-int8: .venv-bench/ready .venv-nncf/ready
 
 bench-engines: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/engines.py
+
+bench-packing: .venv-demo/ready
+	.venv-demo/bin/python benchmarks/packing.py
+
+bench-start: .venv-demo/ready
+	.venv-demo/bin/python benchmarks/start.py
 
 .venv-demo/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

@@ -74,6 +74,33 @@ def engines() -> str:
     return "\n".join([f"{builders}; {result['machine']}; {result['date']}.", "", *lines])
 
 
+def start() -> str:
+    """From nothing to the first answer, and memory of several processes."""
+    result = _load("start.json")
+    count = result["processes"]
+    lines = [f"| | first answer, s | own memory of a process, MB | {count} processes, MB |", "|---|---|---|---|"]
+    lines += [
+        f"| {size}: {name} | {row['median_seconds']:.2f} | {row['own_megabytes']:.0f} | {row['megabytes_of_all']:.0f} |"
+        for size, rows in result["figures"].items()
+        for name, row in rows.items()
+    ]
+    return "\n".join([f"ONNX Runtime {result['onnxruntime']}; {result['machine']}; {result['date']}.", "", *lines])
+
+
+def packing() -> str:
+    """Wasted places by plan, then times on a CPU."""
+    result = _load("packing.json")
+    names = list(result["wasted"])
+    lines = [f"| wasted places, of {result['texts']:,} texts | {' | '.join(names)} |", "|---|---|---|"]
+    for plan in result["wasted"][names[0]]:
+        rows = (result["wasted"][name][plan] for name in names)
+        cells = (f"{100 * row['wasted']:.1f} % ({row['runs']} runs, {row['shapes']} shapes)" for row in rows)
+        lines.append(f"| {plan} | {' | '.join(cells)} |")
+    lines += ["", "| on a CPU, 64 texts of Normal(256, 64) | s |", "|---|---|"]
+    lines += [f"| {name} | {row['median_seconds']} |" for name, row in result["cpu"].items()]
+    return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
+
+
 def cpu() -> str:
     """Every contender on every workload."""
     return markdown(read(RESULTS / "cpu.json"))
@@ -82,6 +109,7 @@ def cpu() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
     "half-table": half, "engines-table": engines, "int8-quality-table": quality_table, "int8-speed-table": speed_table,
+    "start-table": start, "packing-table": packing,
 }  # fmt: skip
 
 
