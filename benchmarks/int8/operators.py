@@ -19,7 +19,8 @@ from benchmarks.int8.speed import ANY_ERROR, base_size
 from mbexport import manifest as manifests
 from mbexport.bench.contenders import Contender
 from mbexport.bench.run import Plan, run_bench
-from mbexport.bundle.quantized import Placed, place, written
+from mbexport.bundle.place import Placed, place
+from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mbexport import manifest as manifests
-from mbexport.bundle.quantized import Placed, place, written
+from mbexport.bundle.place import Placed, place
+from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import BundleError
