@@ -214,18 +214,18 @@ class _Gate:
             return first
         if not self.ranking:
             self.ranking = self._scan()
-        passing: list[_Verdict] = []
+        verdicts: dict[int, _Verdict] = {}  # by the number of parts kept
 
         def passes(parts: Sequence[str]) -> bool:
             self._steps.expect(len(self._samples.held_out))
-            verdict = self._verdict(target, parts)
-            passing.extend([] if verdict.faults else [verdict])
-            return not verdict.faults
+            verdicts[len(parts)] = self._verdict(target, parts)
+            return not verdicts[len(parts)].faults
 
-        if fewest_kept(self.ranking, passes) is None:
+        kept = fewest_kept(self.ranking, passes)
+        if kept is None:
             what = "keeping half of the parts in higher precision is not enough"
             return replace(first, faults=(*first.faults, what))
-        return min(passing, key=lambda verdict: len(verdict.keep))
+        return verdicts[len(kept)]
 
     def _verdict(self, target: Target, parts: Collection[str]) -> _Verdict:
         keep = tuple(sorted({*self._options.keep, *parts}))
