@@ -17,10 +17,9 @@ from mbexport.graph.products import ObservedProducts
 from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Graph
 from mbexport.precision.quantized import QuantizedWeights
+from mbexport.quantize.targets import ENGINE_FILES
 from mbexport.writing import sha256
 from tests.inputs import padded_batch
-
-FILES = {"int8": "onnx/model_int8_trt.onnx", "fp8": "onnx/model_fp8.onnx"}
 
 
 def largest_values(bundle: Path) -> dict[str, float]:
@@ -53,7 +52,7 @@ def quantized_tensors(
 
 def write_quantized(bundle: Path, precision: str, tensors: Mapping[str, np.ndarray]) -> Graph:
     """Write the graph of these tensors and put it into the manifest."""
-    manifest, file = manifests.read(bundle), FILES[precision]
+    manifest, file = manifests.read(bundle), ENGINE_FILES[precision]
     weights = {name: ir.tensor(np.ascontiguousarray(array), name=name) for name, array in tensors.items()}
     model = build_graph(read_bundle_spec(bundle, manifest), weights, "tensorrt", "0")
     ir.save(model, bundle / file, external_data=f"{Path(file).name}_data", size_threshold_bytes=256)

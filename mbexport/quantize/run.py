@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
+from mbexport.bundle.write import FP32_DATA_FILE
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import PrecisionError
 from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
@@ -30,7 +31,6 @@ from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder
 
-FP32_DATA_FILE = "onnx/model.onnx_data"
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"
 SCANNED = 16  # texts that the costs of parts are told from
