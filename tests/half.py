@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -14,6 +13,7 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.encoder import build_graph
 from tests.checkpoints import edit_tensors
+from tests.rescaling import Rescaling
 
 ENGINE_GRAPH = "onnx/engine.onnx"
 
@@ -75,27 +75,27 @@ def rescale_channels(checkpoint: Path, seed: int, span: int) -> None:
     For untied models whose norm_eps is too small to matter.
     """
     heads = json.loads((checkpoint / "config.json").read_text())["num_attention_heads"]
-    edit_tensors(checkpoint, lambda tensors: _Rescaling(tensors, np.random.default_rng(seed), span).all(heads))
+    edit_tensors(checkpoint, lambda tensors: _Channels(tensors, seed, span).all(heads))
 
 
-class _Rescaling:
-    def __init__(self, tensors: dict[str, torch.Tensor], rng: np.random.Generator, span: int) -> None:
-        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        self._prefix = "model." if any(name.startswith("model.") for name in tensors) else ""
-        self._rng, self._span = rng, span
-        self._hidden = tensors[f"{self._prefix}final_norm.weight"].numel()
+class _Channels(Rescaling):
+    def __init__(self, tensors: dict[str, torch.Tensor], seed: int, span: int) -> None:
+        super().__init__(tensors, seed)
+        self._span = span
+        self._hidden = len(self._weight("final_norm"))
 
     def all(self, heads: int) -> dict[str, torch.Tensor]:
         stream = self._powers(1)
-        table = self._tensors[f"{self._prefix}embeddings.tok_embeddings.weight"]
+        table = self._weight("embeddings.tok_embeddings")
         table.mul_(self._powers(len(table))[:, None])  # normalized away
         self._give("embeddings.norm", stream)
-        for layer in range(sum(name.endswith("mlp.Wo.weight") for name in self._tensors)):
-            self._layer(f"layers.{layer}", stream if layer == 0 else self._powers(self._hidden), stream, heads)
-        if "head.dense.weight" in self._tensors:
+        for layer in self._layers:
+            entering = stream if layer == self._layers[0] else self._powers(self._hidden)
+            self._layer(layer, entering, stream, heads)
+        if self._tensor("head.dense") is not None:
             final = self._powers(self._hidden)
             self._give("final_norm", final)
-            self._tensors["head.dense.weight"].div_(final)
+            self._give("head.dense", taken=final)
         return self._tensors
 
     def _layer(self, path: str, entering: torch.Tensor, stream: torch.Tensor, heads: int) -> None:
@@ -105,18 +105,9 @@ class _Rescaling:
         self._give(f"{path}.attn.Wo", stream, values)
         entering = self._powers(self._hidden)
         self._give(f"{path}.mlp_norm", entering)
-        gates = self._powers(self._tensors[f"{self._prefix}{path}.mlp.Wo.weight"].shape[1])
+        gates = self._powers(self._weight(f"{path}.mlp.Wo").shape[1])
         self._give(f"{path}.mlp.Wi", torch.cat([torch.ones_like(gates), gates]), entering)
         self._give(f"{path}.mlp.Wo", stream, gates)
-
-    def _give(self, module: str, out: torch.Tensor, taken: torch.Tensor | None = None) -> None:
-        """Multiply a module's outputs, whose inputs were multiplied by ``taken``."""
-        for kind in ("weight", "bias"):
-            tensor = self._tensors.get(f"{self._prefix}{module}.{kind}")
-            if tensor is not None:
-                tensor.mul_(out[:, None] if tensor.dim() == 2 else out)
-                if tensor.dim() == 2 and taken is not None:
-                    tensor.div_(taken)
 
     def _powers(self, count: int) -> torch.Tensor:
         return 2.0 ** torch.from_numpy(self._rng.integers(-self._span, self._span + 1, count)).float()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tests.checkpoints import edit_tensors
+from tests.rescaling import Rescaling
 
 LARGEST = 64.0  # powers of two, so that every product of float32 stays the same to the last bit
 
@@ -18,48 +18,42 @@ def blow_up(checkpoint: Path, seed: int = 0, channels: int = 3) -> None:
 
     Norms against Wqkv, Wi and the head's matrices, values against the output projection, gates against the MLP's last
     projection, queries against keys. The first layer's attention reads the residual stream, no channel
-    of which can be rescaled. For models without norm biases.
+    of which can be rescaled.
     """
     heads = json.loads((checkpoint / "config.json").read_text())["num_attention_heads"]
-    edit_tensors(checkpoint, lambda tensors: _Outliers(tensors, np.random.default_rng(seed), channels).all(heads))
+    edit_tensors(checkpoint, lambda tensors: _Outliers(tensors, seed, channels).all(heads))
 
 
-class _Outliers:
-    def __init__(self, tensors: dict[str, torch.Tensor], rng: np.random.Generator, channels: int) -> None:
-        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        self._prefix = "model." if any(name.startswith("model.") for name in tensors) else ""
-        self._rng, self._channels = rng, channels
+class _Outliers(Rescaling):
+    def __init__(self, tensors: dict[str, torch.Tensor], seed: int, channels: int) -> None:
+        super().__init__(tensors, seed)
+        self._channels = channels
 
     def all(self, heads: int) -> dict[str, torch.Tensor]:
-        for layer in range(sum(name.endswith("mlp.Wo.weight") for name in self._tensors)):
-            self._layer(f"layers.{layer}", heads, first=layer == 0)
-        for norm, reader in ((f"{self._prefix}final_norm", "head.dense"), ("head.norm", "classifier")):
-            if f"{reader}.weight" in self._tensors:
-                factor = self._factors(self._tensors[f"{norm}.weight"])
-                self._tensors[f"{norm}.weight"].mul_(factor)
-                self._tensors[f"{reader}.weight"].div_(factor)
+        for layer in self._layers:
+            self._layer(layer, heads, first=layer == self._layers[0])
+        for norm, reader in (("final_norm", "head.dense"), ("head.norm", "classifier")):
+            if self._tensor(reader) is not None:
+                self._between(norm, reader)
         return self._tensors
 
     def _layer(self, path: str, heads: int, *, first: bool) -> None:
-        qkv, wo = self._weight(f"{path}.attn.Wqkv"), self._weight(f"{path}.attn.Wo")
-        wi, mlp_wo = self._weight(f"{path}.mlp.Wi"), self._weight(f"{path}.mlp.Wo")
-        hidden, inner = qkv.shape[1], mlp_wo.shape[1]
         if not first:
-            factor = self._factors(self._weight(f"{path}.attn_norm"))
-            self._weight(f"{path}.attn_norm").mul_(factor)
-            qkv.div_(factor)
-        factor = self._factors(self._weight(f"{path}.mlp_norm"))
-        self._weight(f"{path}.mlp_norm").mul_(factor)
-        wi.div_(factor)
-        values, turns = self._factors(qkv[2 * hidden :]), self._turns(qkv[:hidden], heads)
-        qkv.mul_(torch.cat([turns, 1 / turns, values])[:, None])
-        wo.div_(values)
-        gates = self._factors(wi[inner:])
-        wi.mul_(torch.cat([torch.ones(inner), gates])[:, None])
-        mlp_wo.div_(gates)
+            self._between(f"{path}.attn_norm", f"{path}.attn.Wqkv")
+        self._between(f"{path}.mlp_norm", f"{path}.mlp.Wi")
+        queries, _, made = self._weight(f"{path}.attn.Wqkv").chunk(3)
+        values, turns = self._factors(made), self._turns(queries, heads)
+        self._give(f"{path}.attn.Wqkv", torch.cat([turns, 1 / turns, values]))
+        self._give(f"{path}.attn.Wo", taken=values)
+        gates = self._factors(self._weight(f"{path}.mlp.Wi").chunk(2)[1])
+        self._give(f"{path}.mlp.Wi", torch.cat([torch.ones_like(gates), gates]))
+        self._give(f"{path}.mlp.Wo", taken=gates)
 
-    def _weight(self, module: str) -> torch.Tensor:
-        return self._tensors[f"{self._prefix}{module}.weight"]
+    def _between(self, norm: str, reader: str) -> None:
+        """Let channels stand out from a norm to the module that reads it."""
+        factor = self._factors(self._weight(norm))
+        self._give(norm, factor)
+        self._give(reader, taken=factor)
 
     def _factors(self, makers: torch.Tensor) -> torch.Tensor:
         """One for each of a tensor's first axis, which makes the channels."""

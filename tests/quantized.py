@@ -7,36 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.files import no_progress
 from mbexport.graph.encoder import build_graph
-from mbexport.graph.products import ObservedProducts
-from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Graph
 from mbexport.precision.quantized import QuantizedWeights
+from mbexport.quantize.observe import observe
+from mbexport.quantize.targets import ENGINE_FILES
 from mbexport.writing import sha256
 from tests.inputs import padded_batch
 
-FILES = {"int8": "onnx/model_int8_trt.onnx", "fp8": "onnx/model_fp8.onnx"}
-
 
 def largest_values(bundle: Path) -> dict[str, float]:
-    """By site, the largest magnitude of what enters it, over a few batches."""
+    """By site, the largest magnitude of what enters it, over a few texts."""
     manifest = manifests.read(bundle)
     spec, stored = read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest)
-    model = build_graph(spec, stored.tensors, "tensorrt", "0", products=ObservedProducts)
-    ir.save(model, bundle / "onnx" / "observed.onnx")
-    session = onnxruntime.InferenceSession(bundle / "onnx" / "observed.onnx", providers=["CPUExecutionProvider"])
-    names = [site.name for site in encoder_sites(spec)]
-    seen = dict.fromkeys(names, 0.0)
+    texts = []
     for length in (3, 40, 200):
-        ids, mask = padded_batch(length, spec.vocab_size, seed=1)
-        for name, value in zip(names, session.run(names, {"input_ids": ids, "attention_mask": mask}), strict=True):
-            seen[name] = max(seen[name], float(np.abs(value[mask == 1]).max()))
-    return seen
+        batch, masks = padded_batch(length, spec.vocab_size, seed=1)
+        texts += [ids[mask == 1] for ids, mask in zip(batch, masks, strict=True)]
+    observed = observe(spec, stored.tensors, texts, no_progress)
+    return {name: float(seen.largest.max()) for name, seen in observed.items()}
 
 
 def quantized_tensors(
@@ -53,7 +47,7 @@ def quantized_tensors(
 
 def write_quantized(bundle: Path, precision: str, tensors: Mapping[str, np.ndarray]) -> Graph:
     """Write the graph of these tensors and put it into the manifest."""
-    manifest, file = manifests.read(bundle), FILES[precision]
+    manifest, file = manifests.read(bundle), ENGINE_FILES[precision]
     weights = {name: ir.tensor(np.ascontiguousarray(array), name=name) for name, array in tensors.items()}
     model = build_graph(read_bundle_spec(bundle, manifest), weights, "tensorrt", "0")
     ir.save(model, bundle / file, external_data=f"{Path(file).name}_data", size_threshold_bytes=256)

@@ -20,8 +20,9 @@ from mbexport.engines.process import run as run_job
 from mbexport.engines.products import Products, code_products, look, products_warning
 from mbexport.errors import EngineError
 from mbexport.files import no_progress
+from mbexport.quantize.targets import ENGINE_FILES
 from tests.checkpoints import save_checkpoint
-from tests.quantized import FILES, largest_values, quantized_tensors, write_quantized
+from tests.quantized import largest_values, quantized_tensors, write_quantized
 
 SMALL = ["1x1:1x128:1x256", "1x1:4x64:8x128"]
 UNGATED = "was not put through mbexport int8's quality gate"
@@ -35,7 +36,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = directory / "bundle"
     export_onnx(directory / "checkpoint", bundle)
     ranges = largest_values(bundle)
-    for precision in FILES:
+    for precision in ENGINE_FILES:
         write_quantized(bundle, precision, quantized_tensors(bundle, precision, ranges))
     return bundle
 
@@ -66,11 +67,11 @@ def test_fp8_engine(bundle: Path) -> None:
     assert report.to_dict()["products"] == {"precision": "fp8", "asked": 28, "unseen": ()}
     assert report.fused_text == "4 of 4 layers"
     assert report.engine.file == "engines/rtx4090-fp8.engine"
-    int8 = code_products(ir.load(bundle / FILES["int8"]))
+    int8 = code_products(ir.load(bundle / ENGINE_FILES["int8"]))
     found = look(bundle / report.engine.file, int8, 2)
     assert found is not None
     assert found.unseen == tuple(int8)  # the control: they are of the other type
-    fp8 = code_products(ir.load(bundle / FILES["fp8"]))
+    fp8 = code_products(ir.load(bundle / ENGINE_FILES["fp8"]))
     found = look(bundle / report.engine.file, fp8, 3)
     assert found is not None
     assert found.unseen == tuple(fp8)  # and there are two profiles
@@ -126,12 +127,12 @@ def build(bundle: Path, file: str, target: tuple[int, int], engine: Path) -> dic
 def test_builder_refuses_fp8_below_8_9_too(bundle: Path, tmp_path: Path) -> None:
     """What the GPU table says before a build is what the builder would say."""
     with pytest.raises(EngineError, match="HW-specific datatypes: fp8_e4m3"):
-        build(bundle, FILES["fp8"], (8, 6), tmp_path / "engine")
+        build(bundle, ENGINE_FILES["fp8"], (8, 6), tmp_path / "engine")
 
 
 def test_products_whose_values_have_no_codes_are_not_taken_for_int8(bundle: Path, tmp_path: Path) -> None:
     """The control of what is seen: codes in the matrices alone, FP16 products."""
-    model = ir.load(bundle / FILES["int8"])
+    model = ir.load(bundle / ENGINE_FILES["int8"])
     for node in list(model.graph):
         if node.op_type == "QuantizeLinear" and "layers.2/" in (node.name or ""):
             (user,) = node.outputs[0].consumers()

@@ -15,11 +15,12 @@ import onnx_ir as ir
 
 from benchmarks.int8.base import base_bundle
 from benchmarks.int8.quality import Say
-from benchmarks.int8.speed import ANY_ERROR, base_size
+from benchmarks.int8.speed import ANY_ERROR, base_size, measured
 from mbexport import manifest as manifests
 from mbexport.bench.contenders import Contender
-from mbexport.bench.run import Plan, run_bench
-from mbexport.bundle.quantized import Placed, place, written
+from mbexport.bench.run import Plan
+from mbexport.bundle.place import Placed, place
+from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
@@ -158,12 +159,10 @@ def operators(work: Path, say: Say) -> dict[str, Any]:
         model="base", size=size, contenders=tuple(contenders), workloads=tuple(map(maker.shape, SHAPES)),
         tokenizer=bundle / "tokenizer.json", memory=(), rounds=ROUNDS,
     )  # fmt: skip
-    report = run_bench(plan, lambda done, total, what: say(f"  {100 * done // total} % {what}"))
+    figures = measured(plan, say)
     for number in range(len(VARIANTS)):
         shutil.rmtree(work / f"operators-{number}")
-    for fault in report.faults:
-        say(fault)
-    return dataclasses.asdict(report)
+    return figures
 
 
 def write(bundle: Path, folder: Path, variant: Variant) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from examples.news_topics.train import articles
+from examples.news_topics.train import articles, held_out_articles
 from mbexport import export_onnx
 from mbexport import manifest as manifests
 from mbexport.manifest import Manifest
@@ -50,10 +49,8 @@ class TextSet:
 def news() -> Texts:
     """Articles, divided as the example's training divided them."""
     texts, topics = articles()
-    order = list(range(len(texts)))
-    random.Random(SEED).shuffle(order)  # noqa: S311
     examples = [Example(text, topic) for text, topic in zip(texts, topics, strict=True)]
-    held_out = set(order[: len(order) // 5])
+    held_out = held_out_articles(len(examples), SEED)
     training = [example for number, example in enumerate(examples) if number not in held_out]
     return training, [examples[number] for number in sorted(held_out)]
 

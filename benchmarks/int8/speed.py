@@ -43,6 +43,11 @@ def speed(work: Path, python: Path, say: Say) -> dict[str, Any]:
         start=maker.shape("1x16"),
         rounds=ROUNDS,
     )
+    return measured(plan, say)
+
+
+def measured(plan: Plan, say: Say) -> dict[str, Any]:
+    """What a plan's contenders were measured to do, as plain values; faults are said, too."""
     report = run_bench(plan, lambda done, total, what: say(f"  {100 * done // total} % {what}"))
     for fault in report.faults:
         say(fault)

@@ -45,6 +45,13 @@ def articles() -> tuple[list[str], list[str]]:
     return list(topic_of), list(topic_of.values())
 
 
+def held_out_articles(count: int, seed: int) -> set[int]:
+    """Numbers of the articles that training does not see: a fifth of ``count``, drawn by the training's seed."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return set(order[: count // 5])
+
+
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -135,9 +142,7 @@ def main() -> None:
 
     texts, topics = articles()
     names = sorted(set(topics))
-    order = list(range(len(texts)))
-    random.Random(args.seed).shuffle(order)
-    held_out = set(order[: len(order) // 5])
+    held_out = held_out_articles(len(texts), args.seed)
     train_texts = [t for i, t in enumerate(texts) if i not in held_out]
     train_labels = [names.index(t) for i, t in enumerate(topics) if i not in held_out]
     test_texts = [t for i, t in enumerate(texts) if i in held_out]

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from mbexport import manifest as manifests
-from mbexport.bundle.graphs import external
+from mbexport.bundle.place import Placed, Written, place
 from mbexport.bundle.stored import StoredWeights
-from mbexport.bundle.weights import append
+from mbexport.bundle.weights import Place, append
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.files import Progress, beside, no_progress, put_in_place, to_json, write_atomically
+from mbexport.files import Progress, beside, no_progress, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
-from mbexport.manifest import Graph, Manifest, WeightsFile
+from mbexport.manifest import Graph, WeightsFile
 from mbexport.precision.half import HalfWeights, Site
 from mbexport.version import __version__
-from mbexport.writing import HashedFile, cannot_write, make_folder, sha256
+from mbexport.writing import HashedFile, cannot_write, make_folder
 
 DIALECT = "tensorrt"
 
@@ -73,37 +72,29 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
     """Write weights and graph beside their places, then put both there and into the manifest."""
     graph_file = f"onnx/model_{form.precision}.onnx"
     data_file = f"{graph_file}_data"
-    with beside(bundle / data_file) as new_data, beside(bundle / graph_file) as new_graph:
-        with HashedFile(new_data) as file:
-            placed, made = _write_weights(file, bundle / data_file, form, progress)
-            weights = WeightsFile(data_file, file.bytes, file.sha256())
-        ir.save(build_graph(form.spec, placed, DIALECT, __version__), new_graph)
+    with beside(bundle / data_file) as temporary:
+        with HashedFile(temporary) as file:
+            places, made = _write_weights(file, form, progress)
+            weights = Written(temporary, WeightsFile(data_file, file.bytes, file.sha256()), (places,))
+        model = build_graph(form.spec, weights.tensors(0, bundle / data_file), DIALECT, __version__)
+        entry = Graph(
+            graph_file, form.precision, DIALECT, DIALECTS[DIALECT].opset, "",
+            keep_fp32=form.keep_fp32, unheld=made.unheld,
+        )  # fmt: skip
+        (graph,) = place(bundle, weights, [Placed(entry, model, None)])
         progress(len(form.stored) + 1, len(form.stored) + 1, graph_file)
-        opset, digest = DIALECTS[DIALECT].opset, sha256(new_graph)
-        graph = Graph(graph_file, form.precision, DIALECT, opset, digest, keep_fp32=form.keep_fp32, unheld=made.unheld)
-
-        def placing(current: Manifest) -> Manifest:
-            put_in_place(new_data, bundle / data_file)
-            put_in_place(new_graph, bundle / graph_file)
-            return current.with_graph(graph, weights)
-
-        # First without the graph: readers that come while its files change find no entry of it.
-        manifests.update(bundle, lambda current: current.without_graph(graph_file))
-        manifests.update(bundle, placing)
     return graph, made.sites
 
 
-def _write_weights(
-    file: HashedFile, data_file: Path, form: _Form, progress: Progress
-) -> tuple[dict[str, ir.ExternalTensor], HalfWeights]:
-    """Write all tensors to ``file``, which will be ``data_file``; progress leaves one step for the graph."""
-    placed: dict[str, ir.ExternalTensor] = {}
+def _write_weights(file: HashedFile, form: _Form, progress: Progress) -> tuple[dict[str, Place], HalfWeights]:
+    """Write all tensors to ``file``; progress leaves one step for the graph."""
+    places: dict[str, Place] = {}
 
     def put(name: str, array: npt.NDArray[np.generic]) -> None:
-        placed[name] = external(name, append(file, array), data_file)
+        places[name] = append(file, array)
         # Factors are no step: how many there will be, nobody knows.
-        progress(len(form.stored.keys() & placed.keys()), len(form.stored) + 1, name)
+        progress(len(form.stored.keys() & places.keys()), len(form.stored) + 1, name)
 
     weights = HalfWeights(put, form.spec, form.stored, form.precision, form.keep_fp32)
     weights.make()
-    return placed, weights
+    return places, weights

@@ -12,8 +12,8 @@ from mbexport.files import Progress, no_progress, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, write
 from mbexport.writing import check_target, new_directory
 
-DATA_FILE = "onnx/model.onnx_data"
-EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of DATA_FILE
+FP32_DATA_FILE = "onnx/model.onnx_data"
+EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of FP32_DATA_FILE
 # Files of a checkpoint that a bundle carries along, where they are there.
 CARRIED = (
     "tokenizer.json",
@@ -61,7 +61,9 @@ def write_bundle(
 
         _check_space(checkpoint, directory, target)
         (directory / "onnx").mkdir()
-        placed, weights_file = write_fp32_weights(directory / DATA_FILE, checkpoint.spec, checkpoint.weights, progress)
+        placed, weights_file = write_fp32_weights(
+            directory / FP32_DATA_FILE, checkpoint.spec, checkpoint.weights, progress
+        )
         graphs = write_graphs(checkpoint.spec, placed, directory, weights_file.file, packed=packed)
         for name in CARRIED:
             if source := checkpoint.file(name):

@@ -31,6 +31,20 @@ def product(b: GraphBuilder, op_type: str, x: ir.Value, weight: ir.Value, *, nam
     return b.widen(typed(b.op(op_type, b.cast(x, dtype), weight, name=name, **attributes), dtype))
 
 
+def biased(b: GraphBuilder, x: ir.Value, path: str, *, name: str) -> ir.Value:
+    """x plus the bias of a module, where it has one; float32 [..., out], the shape stays.
+
+    Args:
+        b: the graph.
+        x: what the module's product gave.
+        path: the module.
+        name: of the product's node, which the sum's begins with.
+    """
+    if not b.has_weight(f"{path}.bias"):
+        return x
+    return b.op("Add", x, b.weight(f"{path}.bias"), name=f"{name}_bias")
+
+
 def embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     """Rows of the embedding matrix, float32 [batch, sequence, hidden]."""
     table = b.weight(EMBEDDINGS)
@@ -49,10 +63,7 @@ def linear(b: GraphBuilder, x: ir.Value, path: str, matrix: ir.Value | None = No
     """
     name = path.rsplit(".", 1)[-1]
     matrix = b.weight(f"{path}.weight") if matrix is None else matrix
-    y = scaled(b, product(b, "MatMul", x, matrix, name=name), path)
-    if b.has_weight(f"{path}.bias"):
-        y = b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias")
-    return y
+    return biased(b, scaled(b, product(b, "MatMul", x, matrix, name=name), path), path, name=name)
 
 
 def exact_linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
@@ -64,10 +75,7 @@ def exact_linear(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
     products = b.op(
         "Mul", b.op("Unsqueeze", x, b.ints(-1), name=f"{name}_column"), b.weight(f"{path}.weight"), name=name
     )
-    y = b.op("ReduceSum", products, b.ints(-2), name=f"{name}_sum", keepdims=0)
-    if b.has_weight(f"{path}.bias"):
-        y = b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias")
-    return y
+    return biased(b, b.op("ReduceSum", products, b.ints(-2), name=f"{name}_sum", keepdims=0), path, name=name)
 
 
 def layer_norm(b: GraphBuilder, x: ir.Value, path: str, eps: float) -> ir.Value:

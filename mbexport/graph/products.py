@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import MICROSOFT, GraphBuilder, element_type
-from mbexport.graph.layers import EMBEDDING_SCALES, embed, linear, product, scaled
+from mbexport.graph.layers import EMBEDDING_SCALES, biased, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
@@ -61,8 +61,7 @@ class Products:
         logits = product(b, "Gemm", rows, table, name="tied", transB=1)
         if b.has_weight(EMBEDDING_SCALES):
             logits = b.op("Mul", logits, b.weight(EMBEDDING_SCALES), name="tied_scaled")
-        logits = scaled(b, logits, last)
-        return b.op("Add", logits, *bias, name="tied_bias") if bias else logits
+        return biased(b, scaled(b, logits, last), last, name="tied")
 
 
 class IntegerProducts(Products):
@@ -118,7 +117,7 @@ class IntegerProducts(Products):
         y = b.op("MatMulIntegerToFloat", x.value, codes, x.step, scale, self._zero(), name=name, domain=MICROSOFT)
         if x.rows is not None:
             y = b.op("Mul", y, x.rows, name=f"{name}_by_row")
-        return b.op("Add", y, b.weight(f"{path}.bias"), name=f"{name}_bias") if b.has_weight(f"{path}.bias") else y
+        return biased(b, y, path, name=name)
 
     def tied(self, rows: ir.Value, last: str) -> ir.Value:
         """See :meth:`Products.tied`."""
@@ -129,8 +128,7 @@ class IntegerProducts(Products):
         assert table.shape is not None
         zeros = b.constant("tied_zeros", np.zeros(table.shape.numpy()[0], np.int8))
         y = b.op("QGemm", x.value, x.step, self._zero(), table, scales, zeros, name="tied", domain=MICROSOFT, transB=1)
-        y = b.op("Mul", y, x.rows, name="tied_by_row")
-        return b.op("Add", y, b.weight(f"{last}.bias"), name="tied_bias") if b.has_weight(f"{last}.bias") else y
+        return biased(b, b.op("Mul", y, x.rows, name="tied_by_row"), last, name="tied")
 
 
 def most_code(activation_bits: int) -> int:

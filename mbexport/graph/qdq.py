@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.builder import typed
-from mbexport.graph.layers import EMBEDDING_SCALES, linear, product, scaled
+from mbexport.graph.layers import EMBEDDING_SCALES, biased, linear, product, scaled
 from mbexport.graph.products import Entered, Products
 from mbexport.graph.sites import Site
 
@@ -65,9 +65,7 @@ class QdqProducts(Products):
             return super().tied(rows, last)
         values = typed(b.op("DequantizeLinear", table, self._one(), name="tied_values"), HALF)
         logits = scaled(b, product(b, "Gemm", rows, values, name="tied", transB=1), last)
-        return (
-            b.op("Add", logits, b.weight(f"{last}.bias"), name="tied_bias") if b.has_weight(f"{last}.bias") else logits
-        )
+        return biased(b, logits, last, name="tied")
 
     def _one(self) -> ir.Value:
         """Makes codes values, each as it is."""

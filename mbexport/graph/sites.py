@@ -39,6 +39,11 @@ def mlp_gated(layer: str) -> Site:
     return Site(f"{layer}.mlp.gated", (f"{layer}.mlp.Wo",))
 
 
+def within(path: str, part: str) -> bool:
+    """Whether a module or a site is a part of the model, or lies in it: ``layers.1.mlp.in`` in ``layers.1``."""
+    return path == part or path.startswith(f"{part}.")
+
+
 def encoder_sites(spec: ModelSpec) -> tuple[Site, ...]:
     """All sites of a model, in the order of computation."""
     kinds = (attention_input, attention_output, mlp_input, mlp_gated)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mbexport.parity.samples import PADDINGS, Case, IntArray
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 
 # Upper ends of the length buckets of a report; up to 65 tokens no window cuts anything.
 BUCKETS = (65, 128, 256, 512, 1024, 2048, 4096, 8192, 2**24)
@@ -118,6 +119,14 @@ def units(outputs: Sequence[FloatArray], places: IntArray | None) -> FloatArray:
     return values if places is None else values.reshape(-1, values.shape[-1])[places]
 
 
+def cosines(expected: FloatArray, found: FloatArray) -> DoubleArray:
+    """Of the angle between each two vectors, 0 where one is all zeros; both [..., outputs] -> [...]."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    result: DoubleArray = np.sum(a * b, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return result
+
+
 def compare(
     file: str,
     cases: Sequence[Case],
@@ -200,12 +209,6 @@ def _figures(rows: Sequence[_Row], spread: float, predicts: str | None) -> Figur
         rows=len(rows),
         max_error=error,
         relative_error=error / spread if spread else float("inf") if error else 0.0,
-        cosine=min(_cosine(row) for row in rows),
+        cosine=min(float(cosines(row.expected, row.found).min()) for row in rows),
         agreement=agreement,
     )
-
-
-def _cosine(row: _Row) -> float:
-    a, b = row.expected.astype(np.float64), row.found.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return float(np.min(np.sum(a * b, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mbexport.errors import BundleError
-from mbexport.precision.strength import Choice
+from mbexport.precision.strength import Choice, SiteFigures
 
 FloatArray = npt.NDArray[np.float32]
-FIGURES = ("strength", "range", "covered", "error", "row_error", "by_row")
+FIGURES = tuple(field.name for field in fields(SiteFigures))  # in the order that files have them in
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,4 @@ class Calibration:
 
 def _choice(factor: FloatArray, figures: list[float]) -> Choice:
     strength, limit, covered, error, row_error, by_row = figures
-    return Choice(factor, strength, limit, covered, error, row_error, bool(by_row))
+    return Choice(strength, limit, covered, error, row_error, bool(by_row), factor)

@@ -23,6 +23,7 @@ from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.heads import is_exact
 from mbexport.graph.rope import rope_tables
 from mbexport.graph.rows import MOST_SCORE
+from mbexport.graph.sites import within
 from mbexport.precision import bounds
 
 FloatArray = npt.NDArray[np.float32]
@@ -314,7 +315,7 @@ class HalfWeights:
     def _matrix(self, path: str, matrix: FloatArray, shift: IntArray) -> npt.NDArray[np.generic]:
         """A matrix times 2**shift by column, in the type that its part of the model has."""
         shifted = np.ldexp(matrix, shift)
-        if any(_within(path, part) for part in self._keep):
+        if any(_belongs(path, part) for part in self._keep):
             return shifted
         with np.errstate(over="ignore"):
             half = shifted.astype(self._dtype)
@@ -349,11 +350,11 @@ def _activated(bound: FloatArray, activation: str) -> FloatArray:
     return np.minimum(bound, 1) if activation == "tanh" else bound
 
 
-def _within(path: str, part: str) -> bool:
+def _belongs(path: str, part: str) -> bool:
     """Whether a product belongs to a part of the model; what stands on the encoder is its head."""
     if part == "head":
-        return path != "embeddings" and not path.startswith("layers.")
-    return path == part or path.startswith(f"{part}.")
+        return path != "embeddings" and not within(path, "layers")
+    return within(path, part)
 
 
 def _checked(keep: Collection[str], spec: ModelSpec) -> tuple[str, ...]:

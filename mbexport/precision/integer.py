@@ -13,7 +13,7 @@ from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.errors import InputError
 from mbexport.graph.layers import EMBEDDING_SCALES
 from mbexport.graph.rope import split_tables
-from mbexport.graph.sites import Site, encoder_sites
+from mbexport.graph.sites import Site, encoder_sites, within
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.codes import MOST, to_codes
 from mbexport.precision.smooth import SmoothedTensors, Tensors
@@ -35,19 +35,15 @@ def quantized_sites(spec: ModelSpec, keep: Collection[str]) -> list[Site]:
     """
     sites = encoder_sites(spec)
     for part in keep:
-        if part != EMBEDDINGS_PART and ("." not in part or not any(_within(site, part) for site in sites)):
+        if part != EMBEDDINGS_PART and ("." not in part or not any(within(site.name, part) for site in sites)):
             raise InputError(
                 f"{part!r} is no part that can be kept, expected embeddings, layers.N, layers.N.attn, layers.N.mlp "
                 f"or a site, e.g. layers.N.mlp.gated, with N from 0 to {spec.num_layers - 1}"
             )
-    left = [site for site in sites if not any(_within(site, part) for part in keep)]
+    left = [site for site in sites if not any(within(site.name, part) for part in keep)]
     if not left and EMBEDDINGS_PART in keep:
         raise InputError(f"{', '.join(keep)} are to be kept, and nothing is left to quantize; keep fewer parts")
     return left
-
-
-def _within(site: Site, part: str) -> bool:
-    return site.name == part or site.name.startswith(f"{part}.")
 
 
 def smoothed(spec: ModelSpec, tensors: Tensors, calibration: Calibration, keep: Collection[str]) -> SmoothedTensors:

@@ -19,7 +19,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import EMBEDDINGS
 from mbexport.graph.layers import EMBEDDING_SCALES
 from mbexport.graph.qdq import sum_unit
-from mbexport.graph.sites import encoder_sites
+from mbexport.graph.sites import encoder_sites, within
 from mbexport.precision import bounds, half
 from mbexport.precision.codes import MOST, MOST_FP8, to_codes, to_fp8
 from mbexport.precision.half import NONE, FloatArray, HalfWeights, IntArray, Put, Tensors
@@ -80,7 +80,7 @@ class QuantizedWeights(HalfWeights):
                 self._site_of |= dict.fromkeys(site.matrices, site.name)
 
     def _keeps(self, path: str) -> bool:
-        return any(path == part or path.startswith(f"{part}.") for part in self._kept)
+        return any(within(path, part) for part in self._kept)
 
     def _embeddings(self) -> None:
         if self._keeps("embeddings"):

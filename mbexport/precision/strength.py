@@ -24,11 +24,10 @@ WORTH, NOTABLE = 1.5, 0.01
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen for a site.
+class SiteFigures:
+    """What was chosen for a site in numbers, and its errors.
 
     Attributes:
-        factor: what values are divided by, [in].
         strength: SmoothQuant's alpha.
         range: the largest magnitude, after smoothing, that has a code of its own; one for all tokens.
         covered: share of the sampled values within it.
@@ -38,13 +37,19 @@ class Choice:
             has it; elsewhere few values are cut there.
     """
 
-    factor: FloatArray
     strength: float
     range: float
     covered: float
     error: float
     row_error: float
     by_row: bool
+
+
+@dataclass(frozen=True)
+class Choice(SiteFigures):
+    """What was chosen for a site: its figures, and what values are divided by, ``factor``, [in]."""
+
+    factor: FloatArray
 
 
 def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]) -> Choice:
@@ -75,7 +80,7 @@ def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]
         by_row = uncut[0] > max(WORTH * row_error, NOTABLE)
         error, limit, share = min(uncut, *cut) if by_row else uncut
         if best is None or error < best.error:
-            best = Choice(factor, strength, limit, share, error, row_error, by_row)
+            best = Choice(strength, limit, share, error, row_error, by_row, factor)
     assert best is not None
     return best
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mbexport.manifest import Manifest
 from mbexport.options import MAX_F1_DROP, MIN_AGREEMENT, MIN_SIMILARITY
+from mbexport.parity.figures import cosines
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -149,10 +150,9 @@ def _counted(
 
 
 def _similarity(manifest: Manifest, expected: Sequence[FloatArray], found: Sequence[FloatArray]) -> float:
-    before, after = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
     if manifest.task == "feature-extraction":
-        norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
-        return float(np.mean(np.sum(before * after, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+        return float(cosines(np.concatenate(expected), np.concatenate(found)).mean())
+    before, after = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
     variance = before.var(axis=0)
     # Of a single text, or equal scores, nothing varies: their size takes its place.
     scale = np.where(variance > 0, variance, np.maximum(np.square(before).mean(axis=0), np.finfo(np.float64).tiny))

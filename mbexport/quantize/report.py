@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from mbexport.precision.calibration import FIGURES, Calibration
+from mbexport.precision.strength import SiteFigures
 from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.search import Sensitivity
 
@@ -26,16 +27,13 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class SiteReport:
-    """One site: what :class:`mbexport.precision.strength.Choice` says of it, without the factors."""
-
+class _Named:
     name: str
-    strength: float
-    range: float
-    covered: float
-    error: float
-    row_error: float
-    by_row: bool
+
+
+@dataclass(frozen=True)
+class SiteReport(SiteFigures, _Named):  # a dataclass begins with the fields of its last base: the name
+    """One site: its name, and what was chosen for it, without the factors."""
 
 
 @dataclass(frozen=True)

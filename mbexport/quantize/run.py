@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
+from mbexport.bundle.write import FP32_DATA_FILE
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import PrecisionError
 from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
@@ -30,7 +31,6 @@ from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder
 
-FP32_DATA_FILE = "onnx/model.onnx_data"
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"
 SCANNED = 16  # texts that the costs of parts are told from
@@ -214,18 +214,18 @@ class _Gate:
             return first
         if not self.ranking:
             self.ranking = self._scan()
-        passing: list[_Verdict] = []
+        verdicts: dict[int, _Verdict] = {}  # by the number of parts kept
 
         def passes(parts: Sequence[str]) -> bool:
             self._steps.expect(len(self._samples.held_out))
-            verdict = self._verdict(target, parts)
-            passing.extend([] if verdict.faults else [verdict])
-            return not verdict.faults
+            verdicts[len(parts)] = self._verdict(target, parts)
+            return not verdicts[len(parts)].faults
 
-        if fewest_kept(self.ranking, passes) is None:
+        kept = fewest_kept(self.ranking, passes)
+        if kept is None:
             what = "keeping half of the parts in higher precision is not enough"
             return replace(first, faults=(*first.faults, what))
-        return min(passing, key=lambda verdict: len(verdict.keep))
+        return verdicts[len(kept)]
 
     def _verdict(self, target: Target, parts: Collection[str]) -> _Verdict:
         keep = tuple(sorted({*self._options.keep, *parts}))

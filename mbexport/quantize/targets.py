@@ -23,6 +23,7 @@ from mbexport.version import __version__
 
 ENGINE_FILES = {"int8": "onnx/model_int8_trt.onnx", "fp8": "onnx/model_fp8.onnx"}
 Arrays = dict[str, npt.NDArray[Any] | None]  # None: the model's own tensor, unchanged
+Unheld = tuple[str, ...]  # layers whose attention scores a graph does not surely hold, as the manifest names them
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,25 @@ class Target:
         precision: ``int8`` or ``fp8``.
         dialect: a key of ``mbexport.graph.encoder.DIALECTS``.
         activation_bits: of ONNX Runtime's products; None for other dialects.
-        tensors: from a source and the parts that are kept to all tensors.
+        make: from a source and the parts that are kept to all tensors, by name, and the layers that are unheld.
         build: from those, as tensors of a graph, to the graph; ``selects_tokens`` as ``build_graph`` takes it.
         selecting_file: of the same graph with outputs of chosen tokens, for fill-mask; None without one.
-        unheld: layers whose attention scores the graph does not surely hold, as the manifest names them.
     """
 
     file: str
     precision: str
     dialect: str
     activation_bits: int | None
-    tensors: Callable[[Source, Collection[str]], Arrays]
+    make: Callable[[Source, Collection[str]], tuple[Arrays, Unheld]]
     build: Callable[..., ir.Model]
     selecting_file: str | None = None
-    unheld: Callable[[Source, Collection[str]], tuple[str, ...]] = lambda source, keep: ()  # noqa: ARG005
 
     def trial(self, source: Source, keep: Collection[str]) -> ir.Model:
         """The graph with all that is its own in memory; the rest stays where it lies."""
+        arrays, _ = self.make(source, keep)
         tensors: dict[str, ir.TensorProtocol] = {
             name: source.stored.tensors[name] if array is None else ir.tensor(array, name=name)
-            for name, array in self.tensors(source, keep).items()
+            for name, array in arrays.items()
         }
         return self.build(source.spec, tensors)
 
@@ -77,15 +77,15 @@ def integer_target(bits: int, *, by_row: bool = True) -> Target:
     """
     name = "onnx/model_int8" if bits == 8 else "onnx/model_int8_reduced"
 
-    def tensors(source: Source, keep: Collection[str]) -> Arrays:
+    def make(source: Source, keep: Collection[str]) -> tuple[Arrays, Unheld]:
         named: Arrays = dict(integer_tensors(source.spec, source.stored, source.calibration, keep))
-        return named | (steps(source.spec, source.calibration, keep, by_row=by_row) if bits == 8 else {})
+        return named | (steps(source.spec, source.calibration, keep, by_row=by_row) if bits == 8 else {}), ()
 
     def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol], *, selects_tokens: bool = False) -> ir.Model:
         products = partial(IntegerProducts, activation_bits=bits)
         return build_graph(spec, weights, "onnxruntime", __version__, selects_tokens=selects_tokens, products=products)
 
-    return Target(f"{name}.onnx", "int8", "onnxruntime", bits, tensors, build, f"{name}_selected.onnx")
+    return Target(f"{name}.onnx", "int8", "onnxruntime", bits, make, build, f"{name}_selected.onnx")
 
 
 def engine_target(precision: str) -> Target:
@@ -95,7 +95,7 @@ def engine_target(precision: str) -> Target:
         precision: ``int8`` or ``fp8``.
     """
 
-    def make(source: Source, keep: Collection[str]) -> tuple[Arrays, tuple[str, ...]]:
+    def make(source: Source, keep: Collection[str]) -> tuple[Arrays, Unheld]:
         spec, sites = source.spec, source.calibration.sites
         ranges = {site.name: sites[site.name].range for site in quantized_sites(spec, keep)}
         made: dict[str, npt.NDArray[Any]] = {}
@@ -110,12 +110,4 @@ def engine_target(precision: str) -> Target:
     def build(spec: ModelSpec, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
         return build_graph(spec, weights, "tensorrt", __version__)
 
-    return Target(
-        ENGINE_FILES[precision],
-        precision,
-        "tensorrt",
-        activation_bits=None,
-        tensors=lambda source, keep: make(source, keep)[0],
-        build=build,
-        unheld=lambda source, keep: make(source, keep)[1],
-    )
+    return Target(ENGINE_FILES[precision], precision, "tensorrt", None, make, build)

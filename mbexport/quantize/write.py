@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mbexport import manifest as manifests
-from mbexport.bundle.quantized import Placed, place, written
+from mbexport.bundle.place import Placed, place
+from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import BundleError
@@ -56,21 +57,18 @@ def write_graphs(bundle: Path, source: Source, made: Sequence[Made]) -> None:
 
 def _write(bundle: Path, source: Source, made: Sequence[Made]) -> None:
     file = data_file(made[0].target.precision)
+    contents = [item.target.make(source, item.keep) for item in made]
     tensors = [
-        {
-            name: source.stored[name] if array is None else array
-            for name, array in item.target.tensors(source, item.keep).items()
-        }
-        for item in made
+        {name: source.stored[name] if array is None else array for name, array in arrays.items()}
+        for arrays, _ in contents
     ]
     with written(bundle, file, tensors) as weights:
         graphs = []
         for number, item in enumerate(made):
-            target, own = item.target, weights.tensors(number, bundle / file)
+            target, own, (_, unheld) = item.target, weights.tensors(number, bundle / file), contents[number]
             entry = Graph(
                 target.file, target.precision, target.dialect, DIALECTS[target.dialect].opset, "",
-                keep_fp32=item.keep, unheld=target.unheld(source, item.keep),
-                activation_bits=target.activation_bits, gate=item.gate,
+                keep_fp32=item.keep, unheld=unheld, activation_bits=target.activation_bits, gate=item.gate,
             )  # fmt: skip
             graphs.append(Placed(entry, target.build(source.spec, own), item.check))
             if source.spec.task == "fill-mask" and target.selecting_file is not None:

@@ -23,12 +23,13 @@ from mbexport.precision import half
 from mbexport.precision.codes import to_codes, to_fp8
 from mbexport.precision.half import HalfWeights
 from mbexport.precision.smooth import SmoothedTensors
+from mbexport.quantize.targets import ENGINE_FILES
 from tests.checkpoints import save_checkpoint
 from tests.half import make_hostile
 from tests.inputs import padded_batch, run_graph
 from tests.parity.test_architectures import VARIANTS as ARCHITECTURES
 from tests.parity.test_heads import VARIANTS as HEADS
-from tests.quantized import FILES, largest_values, quantized_tensors, write_quantized
+from tests.quantized import largest_values, quantized_tensors, write_quantized
 
 PRECISIONS = ("int8", "fp8")
 LIMITS = {"int8": 0.03, "fp8": 0.06}  # root mean square error of a trained model's logits, of their spread
@@ -47,7 +48,7 @@ def copy(bundle: Path, to: Path) -> Path:
 
 def answers(bundle: Path, precision: str, tensors: Tensors, length: int, vocabulary: int) -> np.ndarray:
     write_quantized(bundle, precision, tensors)
-    return np.asarray(RoundedGraph(bundle / FILES[precision]).run(*padded_batch(length, vocabulary))[0])
+    return np.asarray(RoundedGraph(bundle / ENGINE_FILES[precision]).run(*padded_batch(length, vocabulary))[0])
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
