@@ -116,6 +116,13 @@ def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         mbexport.export_onnx("anything")
 
 
+def test_the_runtime_is_small_to_install() -> None:
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 10**6  # a wheel is smaller still
+    section = (ROOT / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("]")[0]
+    assert re.findall(r'"([a-z]+)', section) == ["click", "numpy", "onnxruntime", "tokenizers"]
+
+
 def test_no_file_and_no_function_is_long() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
