@@ -143,7 +143,7 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
 
 def _precision(graph: Graph) -> str:
     """E.g. ``fp16, embeddings and layers.0 in fp32``, or ``int8, gate passed, 7-bit activations``."""
-    parts = [graph.precision]
+    parts = [graph.precision, *(["packed rows"] if graph.packed else [])]
     if graph.keep_fp32:
         *others, last = graph.keep_fp32
         parts.append(f"{', '.join(others)} and {last} in fp32" if others else f"{last} in fp32")
