@@ -14,7 +14,7 @@ from mbexport.runtime import Batcher
 from mbexport.runtime.answers import Prepared
 from mbexport.runtime.text import Encoded
 
-PATIENCE = 60  # seconds that nothing here needs: what takes longer hangs
+PATIENCE = 60  # seconds; nothing here needs them, what takes longer hangs
 
 
 class StandIn:
