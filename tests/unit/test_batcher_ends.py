@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from mbexport.errors import BackendError, ClosedError, DeadlineError, InputError
+from mbexport.errors import BackendError, BusyError, ClosedError, DeadlineError, InputError
 from mbexport.runtime import Batcher
 from mbexport.runtime.requests import Pending
 from tests.batching import PATIENCE, Record, StandIn, held
@@ -462,6 +464,59 @@ def test_answers_and_ended_requests_hold_no_texts(model: StandIn) -> None:
         assert future.prepared is None  # type: ignore[attr-defined]
         assert not batcher._pending._live
         assert not batcher._pending._running
+
+
+def test_whatever_happens_each_request_ends_once_and_nothing_is_left(model: StandIn) -> None:
+    """Threads that submit, cancel, let deadlines pass and send poison, all at once, and a close in between."""
+    record = Record()
+    batcher = batcher_of(model, max_waiting=30, max_waiting_tokens=60, max_delay=0.0005, observer=record)
+    submitted: list[Future[Any]] = []
+    refused: list[Exception] = []
+
+    def caller(seed: int) -> None:
+        random = Random(seed)  # noqa: S311
+        for number in range(150):
+            text = random.choice(["a", "b c", "d e f g h i j k l m", "poison", "bad"]) + f" {seed}-{number}"
+            try:
+                future = batcher.submit(text, timeout=random.choice([None, 1e-6, 1e-3, 1000]))
+            except (BusyError, ClosedError, InputError) as error:
+                refused.append(error)
+                continue
+            submitted.append(future)
+            if random.random() < 0.3:
+                future.cancel()
+            elif random.random() < 0.5:
+                wait([future], PATIENCE)
+
+    with ThreadPoolExecutor(9) as pool:
+        callers = [pool.submit(caller, seed) for seed in range(8)]
+        while len(record.outcomes) < 700:
+            time.sleep(0.001)
+        batcher.close(drain=False, timeout=PATIENCE)
+        for each in callers:
+            each.result(PATIENCE)
+    assert not wait(submitted, PATIENCE).not_done
+    ends = Counter(outcome_of(future) for future in submitted) + Counter(map(kind_of, refused))
+    assert ends == Counter(record.outcomes)
+    assert set(ends) == {"ok", "busy", "timeout", "cancelled", "error", "closed"}
+    pending = batcher._pending
+    assert [*pending._live, *pending._running, *pending._queue, *pending._tokenizing] == []
+    assert (pending.tokens, pending._characters, record.depths[-1]) == (0, 0, (0, 0))
+
+
+def outcome_of(future: Future[Any]) -> str:
+    if future.cancelled():
+        return "cancelled"
+    error = future.exception(0)
+    if error is None:
+        own = future.result(0)
+        assert own == own.upper()
+        return "ok"
+    return kind_of(error)
+
+
+def kind_of(error: BaseException) -> str:
+    return {BusyError: "busy", DeadlineError: "timeout", ClosedError: "closed"}.get(type(error), "error")
 
 
 # The process
