@@ -170,12 +170,9 @@ class Batcher:
                 raise ClosedError("the batcher was closed, or the process ends") from error
             raise
         try:
-            return await asyncio.wrap_future(request)
-        except asyncio.CancelledError:
-            request.cancel()
-            raise
+            return await asyncio.wrap_future(request)  # which passes a task's cancelling on
         finally:
-            del request
+            del request  # it holds the error, which holds this frame
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more, and wait until what was taken is done. Any number of threads may call it.
