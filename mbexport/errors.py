@@ -41,3 +41,15 @@ class ContenderError(MbexportError):
 
 class EngineError(MbexportError):
     """TensorRT could not build an engine."""
+
+
+class BusyError(MbexportError):
+    """A batcher's queue is full; nothing is wrong with the text, which can be sent again later."""
+
+
+class ClosedError(MbexportError):
+    """A batcher was closed, or belongs to another process, and takes or finishes nothing more."""
+
+
+class DeadlineError(MbexportError, TimeoutError):
+    """No answer within the time that the caller gave."""

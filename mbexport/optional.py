@@ -19,6 +19,9 @@ EXTRA_OF = {
     "polygraphy": "trt",
     "cuda.bindings": "trt",
     "tensorrt": "tensorrt",
+    "prometheus_client": "serve",
+    "fastapi": "serve",
+    "uvicorn": "serve",
 }
 
 
