@@ -141,7 +141,7 @@ class Sampler:
         masked = item.ids.copy()
         places = np.flatnonzero(masked == mask_id)[:MOST_MASKED]
         if not len(places):
-            words = np.flatnonzero(np.array(item.encoding.special_tokens_mask) == 0)
+            words = np.flatnonzero([segment is not None for segment in item.segments])
             words = words if len(words) else np.arange(len(masked))
             count = min(max(1, round(MASKED * len(words))), MOST_MASKED)
             places = np.sort(np.random.default_rng(number).choice(words, count, replace=False))

@@ -100,9 +100,9 @@ def answer(prepared: Prepared, outputs: Sequence[Outputs], manifest: Manifest, d
 def _vectors(output: Outputs, manifest: Manifest, truncate_dim: int | None) -> FloatArray:
     """An encoder's: of the text [size], or without pooling of each token [tokens, size]."""
     if manifest.pooling is None:
-        return output["token_embeddings"]
+        return np.array(output["token_embeddings"])  # of its own: a view would keep all of the batch's in memory
     sentence = manifest.sentence
     if sentence is None:
         return shortened(pool(output["last_hidden_state"], manifest.pooling), truncate_dim)
     size = truncate_dim or sentence.truncate_dim
-    return shortened(output["sentence_embedding"], size, renormalize=sentence.normalized)
+    return np.array(shortened(output["sentence_embedding"], size, renormalize=sentence.normalized))

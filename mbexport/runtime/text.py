@@ -14,26 +14,27 @@ from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest, Sentence
 from mbexport.texts import Text
 
+ANSWERED_BY_TOKENS = ("token-classification", "question-answering", "fill-mask")
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenized text.
+    """One tokenized text, and nothing of what was cut off it.
 
-    ``ids``: int64 [tokens], special tokens included. ``encoding`` is the tokenizer's own
-    record of it: offsets in characters, words, segments.
+    ``ids``: int64 [tokens], special tokens included; ``truncated``: whether the text was cut to fit. By token,
+    where the encoder keeps them: ``segments``, which of the texts it is of, None for special tokens, ``words``
+    and ``offsets``, which word and characters it stands for.
     """
 
     ids: npt.NDArray[np.int64]
-    encoding: Any
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the text was cut to fit."""
-        return bool(self.encoding.overflowing)
+    truncated: bool
+    segments: Sequence[int | None] = ()
+    words: Sequence[int | None] = ()
+    offsets: Sequence[tuple[int, int]] = ()
 
     def words_of(self, segment: int) -> list[tuple[int, int, int, int]]:
         """(token, word, start, end) of a segment's tokens that stand for characters [start, end)."""
-        parts = zip(self.encoding.sequence_ids, self.encoding.word_ids, self.encoding.offsets, strict=True)
+        parts = zip(self.segments, self.words, self.offsets, strict=True)
         return [
             (token, word, *offsets)
             for token, (sequence, word, offsets) in enumerate(parts)
@@ -48,14 +49,18 @@ class TextEncoder:
         tokenizer_file: a tokenizer.json.
         max_length: tokens per text, special tokens counted; what is longer is cut.
         keep_first: of a pair, only the second segment is cut.
+        keep_offsets: keep segments, words and offsets of tokens.
 
     Raises:
         BundleError: the file is missing or cannot be read.
     """
 
-    def __init__(self, tokenizer_file: Path, max_length: int, *, keep_first: bool = False) -> None:
+    def __init__(
+        self, tokenizer_file: Path, max_length: int, *, keep_first: bool = False, keep_offsets: bool = True
+    ) -> None:
         from tokenizers import Tokenizer  # here, beside a graph that is being loaded
 
+        self._keep_offsets = keep_offsets
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
@@ -81,7 +86,13 @@ class TextEncoder:
             encodings = self._tokenizer.encode_batch(list(texts))
         except Exception as cause:
             raise InputError(self._fault(texts, cause)) from cause
-        return [Encoded(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
+        return [self._encoded(encoding) for encoding in encodings]
+
+    def _encoded(self, encoding: Any) -> Encoded:
+        ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
+        if not self._keep_offsets:
+            return Encoded(ids, truncated)
+        return Encoded(ids, truncated, encoding.sequence_ids, encoding.word_ids, encoding.offsets)
 
     def _fault(self, texts: Sequence[Text], cause: Exception) -> str:
         """Which of the texts the tokenizer refuses, and why."""
@@ -108,8 +119,8 @@ def bundle_encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
     Raises:
         BundleError: it is missing or cannot be read.
     """
-    keep_first = manifest.task == "question-answering"
-    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first)
+    keep_first, keep_offsets = manifest.task == "question-answering", manifest.task in ANSWERED_BY_TOKENS
+    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first, keep_offsets=keep_offsets)
 
 
 def with_prompt(texts: Sequence[Text], sentence: Sentence | None, name: str | None) -> Sequence[Text]:

@@ -175,7 +175,7 @@ def test_spans_equal_an_exhaustive_search(tmp_path: Path) -> None:
     assert TEXT[found["start"] : found["end"]] == found["answer"]
     outputs = model.outputs([pair])[0]
     encoded = model._encoder.encode([pair])[0]
-    tokens = [n for n, segment in enumerate(encoded.encoding.sequence_ids) if segment == 1]
+    tokens = [n for n, segment in enumerate(encoded.segments) if segment == 1]
     starts, ends = (
         np.exp(outputs[name][tokens]) / np.exp(outputs[name][tokens]).sum() for name in ("start_logits", "end_logits")
     )
