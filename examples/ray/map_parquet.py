@@ -111,17 +111,22 @@ def say(message: str, *, quiet: bool) -> None:
         click.echo(message, err=True)
 
 
-def resources(settings: Settings) -> None:
-    """Refuse what the cluster can never give, which Ray would wait for."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = "GPU" if settings.device == "cuda" else "CPU"
-    each = 1 if wanted == "GPU" else settings.threads
-    found = sum(int(node.get(wanted, 0)) // each for node in nodes if node.get("CPU", 0) >= settings.threads)
-    if found < settings.concurrency:
-        raise InputError(
-            f"{settings.concurrency} actors of {settings.threads} CPUs{' and a GPU' * (wanted == 'GPU')} each: "
-            f"there is room for {found}; lower --concurrency or --threads"
-        )
+def resources(settings: Settings, *, quiet: bool) -> None:
+    """Refuse what this machine can never give, for which Ray would wait; a cluster may grow.
+
+    Raises:
+        InputError: there are too few GPUs.
+    """
+    gpu = settings.device == "cuda"
+    room = 0
+    for node in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+        by_core = int(node.get("CPU", 0)) // settings.threads
+        room += min(by_core, int(node.get("GPU", 0))) if gpu else by_core
+    if room < settings.concurrency:
+        message = f"{settings.concurrency} actors of {settings.threads} cores{' and a GPU' * gpu} each, room for {room}"
+        if "RAY_ADDRESS" not in os.environ:
+            raise InputError(f"{message}; lower --concurrency, or take --device cpu")
+        say(f"{message}; Ray waits for the others", quiet=quiet)
 
 
 def work(sources: list[Source], settings: Settings, job: Job, summary: Summary, *, quiet: bool) -> None:
@@ -134,6 +139,8 @@ def work(sources: list[Source], settings: Settings, job: Job, summary: Summary, 
     missing = [(source, unit) for source in sources for unit in source.units if not source.part(*unit).exists()]
     left = Counter(source.path for source, _ in missing)
     rows = [{**asdict(source), "start": start, "stop": stop} for source, (start, stop) in missing]
+    all_units = sum(len(source.units) for source in sources)
+    say(f"{all_units} units of rows to do, {all_units - len(rows)} of them done before", quiet=quiet)
     finishing = {finish_remote(job, source): source for source in sources if not left[source.path]}
     broken: set[str] = set()
     clock, began, done = time.monotonic(), time.monotonic(), 0
@@ -237,11 +244,11 @@ def run(folders: tuple[Path, Path], settings: Settings, job: Job, manifest: Mani
         wanted = undone(sources, job, redo=options.redo, summary=summary)
         for fault in summary.failed:
             say(f"left out: {fault}", quiet=options.quiet)
-        say(f"{summary.files} files, {summary.skipped} of them done before", quiet=options.quiet)
+        say(f"{summary.files} files, {summary.skipped} of them finished before", quiet=options.quiet)
         if wanted:
             start_ray(settings)
             try:
-                resources(settings)
+                resources(settings, quiet=options.quiet)
                 work(wanted, settings, job, summary, quiet=options.quiet)
             finally:
                 ray.shutdown()

@@ -15,11 +15,12 @@ import sys
 from typing import Any, Literal
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import Self  # pydantic needs it, too
 
 from mbexport.errors import BackendError, BusyError, ClosedError, DeadlineError, InputError, MbexportError
 from mbexport.runtime import Batcher, load
@@ -31,6 +32,7 @@ KIND = {422: "invalid_input", 429: "busy", 503: "unavailable", 504: "deadline", 
 CHECK_SECONDS = 20.0  # for a forward pass of one token, between batches
 DRAIN_SECONDS, CLOSE_SECONDS = 30.0, 5.0  # for requests to be answered; then for the batcher to end
 log = logging.getLogger("ray.serve")
+QUEUED_BATCHES = 16
 BUSY_GPU = 32  # requests that keep one busy
 
 
@@ -47,7 +49,8 @@ class Arguments(BaseModel):
         target_ongoing_requests: of a replica, by which Serve scales; None: 2 a core, or 32 of a GPU.
         max_ongoing_requests: that a replica takes; None: 4 times the target.
         max_queued_requests: that wait in each proxy while all replicas have theirs; more get 503.
-        max_waiting: texts that wait in a replica; more get 429.
+        max_waiting: texts that wait in a replica; more get 429. At least max_texts, or a request could never be taken.
+        max_waiting_tokens: that wait in a replica; None: what one request of the longest texts has.
         max_delay: seconds that a batch may wait to fill while the device is idle.
         timeout: seconds until an answer, else 504.
         max_texts: of a request.
@@ -66,10 +69,17 @@ class Arguments(BaseModel):
     max_ongoing_requests: int | None = Field(None, ge=1)
     max_queued_requests: int = Field(128, ge=1)
     max_waiting: int = Field(1024, ge=1)
+    max_waiting_tokens: int | None = Field(None, ge=1)
     max_delay: float = Field(0.0, ge=0)
     timeout: float = Field(30.0, gt=0)
     max_texts: int = Field(64, ge=1)
     max_body: int = Field(2_000_000, ge=1)
+
+    @model_validator(mode="after")
+    def _can_take_a_request(self) -> Self:
+        if self.max_waiting < self.max_texts:
+            raise ValueError(f"max_waiting is {self.max_waiting}, expected at least max_texts, {self.max_texts}")
+        return self
 
 
 class RefusedError(Exception):
@@ -103,8 +113,13 @@ class ModernBert:
         if model.device != arguments.device:
             raise BackendError(f"device is {arguments.device}, but the model runs on {model.description}")
         model.check()
+        largest = arguments.max_texts * model.manifest.max_length  # tokens of a request, which an idle replica takes
         self._batcher = Batcher(
-            model, max_delay=arguments.max_delay, max_waiting=arguments.max_waiting, timeout=arguments.timeout
+            model,
+            max_delay=arguments.max_delay,
+            max_waiting=arguments.max_waiting,
+            max_waiting_tokens=arguments.max_waiting_tokens or max(largest, QUEUED_BATCHES * model.batch_tokens),
+            timeout=arguments.timeout,
         )
 
     async def __call__(self, request: Request) -> Response:
