@@ -21,7 +21,7 @@ test: lint
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
 
-interop: .venv-test/ready .venv-optimum/ready build/node/ready
+interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready build/node/ready
 	.venv-test/bin/python -m pytest -m interop
 
 lint: .venv-test/ready
@@ -107,6 +107,12 @@ bench-start: .venv-demo/ready
 	.venv-nncf/bin/pip install --quiet --disable-pip-version-check nncf==3.4.0 openvino==2026.4.1
 	@touch $@
 
+# An environment of its own: Ray, and the runtime as a worker of it has it.
+.venv-ray/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e . "ray[serve,data]==2.60.0"
+	@touch $@
+
 # No install scripts: the one of its ONNX Runtime downloads a CUDA build that is not needed.
 build/node/ready:
 	mkdir -p build/node
@@ -114,4 +120,4 @@ build/node/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray build dist
