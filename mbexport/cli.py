@@ -18,6 +18,7 @@ from mbexport.options import (
     BUILDERS,
     DEFAULT_BUNDLE,
     DEFAULT_MAX_LENGTH,
+    DEFAULT_REPOSITORY,
     DEVICES,
     ENGINE_PRECISIONS,
     INT8_MAX_LENGTH,
@@ -25,6 +26,10 @@ from mbexport.options import (
     MAX_F1_DROP,
     MIN_AGREEMENT,
     MIN_SIMILARITY,
+    PACKAGE_DEVICES,
+    PACKAGE_FORMATS,
+    PACKAGE_NAME,
+    PACKAGE_PRECISIONS,
     REFERENCES,
     RUNTIME_PRECISIONS,
 )
@@ -372,3 +377,25 @@ def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (
         click.echo(manifest.to_json().rstrip())
         return
     click.echo(manifest_text(manifest, read_bundle_spec(bundle, manifest)))
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--format", type=click.Choice(PACKAGE_FORMATS), default=PACKAGE_FORMATS[0], show_default=True)
+@click.option("-o", "--output", type=DIRECTORY, default=DEFAULT_REPOSITORY, show_default=True, help="Where to.")
+@click.option(
+    "--name", default=PACKAGE_NAME, show_default=True, help="Of the model of texts; of token ids: NAME_model."
+)
+@click.option("--device", type=click.Choice(PACKAGE_DEVICES), default="cpu", show_default=True, help="To compute on.")
+@click.option("--precision", type=click.Choice(PACKAGE_PRECISIONS), default="fp32", show_default=True)
+@click.option("--engine", metavar="FILE", help="An engine of BUNDLE, by TensorRT (not RTX), in ONNX Runtime's place.")
+@click.option("--force", is_flag=True, help="Replace the repository that is there.")
+@common_options
+def package(bundle: Path, quiet: bool, **choices: Any) -> None:
+    """Write Triton Inference Server's model repository: texts in, answers out."""
+    from mbexport.pipeline import package as write
+    from mbexport.show import package_text
+
+    with noted_warnings(quiet=quiet, kind="warning"), progress_bar("Copying", quiet=quiet) as progress:
+        report = write(bundle, progress=progress, **choices)
+    click.echo(package_text(report, choices["output"]))
