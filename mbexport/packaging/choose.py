@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Engine, Graph, Manifest, WeightsFile
@@ -19,13 +19,13 @@ class Choice:
     Attributes:
         graph: the ONNX graph; of an engine the portable one, whose inputs and outputs the engine has.
         engine: a TensorRT engine in the graph's place, or None.
-        weights: the graph's weights file, None with an engine.
+        weights: files of the graph's weights; none with an engine, which holds its own.
         device: ``cpu`` or ``gpu``.
     """
 
     graph: Graph
     engine: Engine | None
-    weights: WeightsFile | None
+    weights: tuple[WeightsFile, ...]
     device: str
 
     @property
@@ -51,7 +51,7 @@ def choose(bundle: Path, manifest: Manifest, device: str, precision: str, engine
         BundleError: the bundle has no graph of the precision.
     """
     if engine is not None:
-        return Choice(_portable(bundle, manifest), _engine(bundle, manifest, engine), None, "gpu")
+        return Choice(_portable(bundle, manifest), _engine(bundle, manifest, engine), (), "gpu")
     if precision == "int8":
         graph = _int8_graph(bundle, manifest, device)
     elif device == "gpu":
@@ -106,10 +106,7 @@ def _warn(file: Path, fault: str | None) -> None:
         warnings.warn(warning_of(file, fault), QualityWarning, stacklevel=5)
 
 
-def _weights(bundle: Path, manifest: Manifest, graph: Graph) -> WeightsFile:
-    """The one file that holds the weights of all graphs of a precision."""
-    names = {f"{other.file}_data" for other in manifest.graphs if other.precision == graph.precision}
-    found = [weights for weights in manifest.weights if weights.file in names]
-    if not found:
-        raise BundleError(f"{bundle}: the manifest names no weights of {graph.file}; export again")
-    return found[0]
+def _weights(bundle: Path, manifest: Manifest, graph: Graph) -> tuple[WeightsFile, ...]:
+    """The files that a graph names as the places of its tensors; their names stand in it as they are."""
+    content = (bundle / graph.file).read_bytes()
+    return tuple(weights for weights in manifest.weights if PurePosixPath(weights.file).name.encode() in content)

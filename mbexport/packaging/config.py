@@ -72,7 +72,9 @@ class Plan:
     @property
     def most_tokens(self) -> int:
         """Tokens of one run of several texts at most."""
-        return max(1, min(TOKEN_BUDGET, OUTPUT_BYTES // (4 * max(1, self.signature.token_width))))
+        wanted = self.manifest.answer_outputs or self.signature.per_token
+        width = sum(tensor.width for tensor in self.signature.outputs if tensor.per_token and tensor.name in wanted)
+        return max(1, min(TOKEN_BUDGET, OUTPUT_BYTES // (4 * max(1, width))))
 
 
 def text_config(plan: Plan) -> str:

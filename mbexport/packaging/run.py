@@ -108,11 +108,7 @@ def _copy(bundle: Path, choice: Choice, folder: Path, progress: Progress) -> Non
     Raises:
         BundleError: a file is missing, or not the manifest's.
     """
-    wanted = [(choice.graph.file, choice.graph.sha256)]
-    if choice.engine is not None:
-        wanted = [(choice.engine.file, choice.engine.sha256)]
-    elif choice.weights is not None:
-        wanted.append((choice.weights.file, choice.weights.sha256))
+    wanted = [(part.file, part.sha256) for part in (choice.engine or choice.graph, *choice.weights)]
     for number, (file, digest) in enumerate(wanted):
         progress(number, len(wanted), file)
         target = folder / ("model.plan" if choice.engine else PurePosixPath(file).name)

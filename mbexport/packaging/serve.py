@@ -159,7 +159,7 @@ class TritonPythonModel:
             BundleError: one of them is missing or damaged; Triton then does not load the model.
         """
         config = json.loads(args["model_config"])
-        settings = {key: value["string_value"] for key, value in config["parameters"].items()}
+        settings = {key: value.get("string_value", "") for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(folder)
         self._executor = InOrder(settings, manifest)

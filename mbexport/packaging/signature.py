@@ -50,11 +50,6 @@ class Signature:
         """Names of the outputs that have a place for each token."""
         return tuple(tensor.name for tensor in self.outputs if tensor.per_token)
 
-    @property
-    def token_width(self) -> int:
-        """Numbers that all outputs together have for each token."""
-        return sum(tensor.width for tensor in self.outputs if tensor.per_token)
-
 
 def read_signature(graph: Path) -> Signature:
     """Load a graph on the CPU, run it on one token, and read its inputs and outputs.
