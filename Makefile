@@ -21,7 +21,7 @@ test: lint
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
 
-interop: .venv-test/ready .venv-optimum/ready build/node/ready
+interop: .venv-test/ready .venv-optimum/ready .venv-triton/ready build/node/ready
 	.venv-test/bin/python -m pytest -m interop
 
 lint: .venv-test/ready
@@ -101,6 +101,14 @@ bench-engines: .venv-bench/ready
 	.venv-nncf/bin/pip install --quiet --disable-pip-version-check nncf==3.4.0 openvino==2026.4.1
 	@touch $@
 
+# Triton's server and Python backend are in the wheel (linux, x86_64); its own dependencies are not needed for them.
+# Triton before 24.12, as this is, reads tensors of NumPy 1 only.
+.venv-triton/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check "numpy<2" -e .
+	@touch $@
+
 # No install scripts: the one of its ONNX Runtime downloads a CUDA build that is not needed.
 build/node/ready:
 	mkdir -p build/node
@@ -108,4 +116,4 @@ build/node/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-triton build dist

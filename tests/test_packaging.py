@@ -367,6 +367,7 @@ def test_int8_on_every_cpu(own: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ({"format": "kserve"}, "format is 'kserve', expected one of triton"),
         ({"device": "tpu"}, "device is 'tpu', expected one of cpu, gpu"),
         ({"precision": "fp16"}, "precision is 'fp16', expected one of fp32, int8"),
+        ({"precision": "int8", "engine": "e.engine"}, "an engine has its own"),
         ({"name": "../up"}, r"name is '\.\./up'"),
         ({"name": ".hidden"}, "name is"),
         ({"name": "a\n"}, "name is"),

@@ -50,12 +50,13 @@ which calls the other one |
 Requests are joined as *texts*: Triton joins only what has one shape, and token ids of two texts have not.
 `{plan.name}` takes up to {MOST_TEXTS} texts at a time, sorts them by length, and calls `{plan.graph_model}` with runs
 that need little padding. What waits beyond {MOST_WAITING} requests, or longer than {LONGEST_WAIT // 1_000_000} s, is \
-refused.
+refused (HTTP 503).
 
 ## Start
 
 `{plan.name}` needs `pip install mbexport=={__version__}` where Triton runs; `docker/triton.Dockerfile` of mbexport
 makes such an image. {_needs(plan)}
+Before 24.12 Triton's Python backend needs `numpy<2`, too.
 
     docker run --rm --shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002{_gpus(plan)} \\
         -v "$PWD/{output.name}:/models:ro" mbexport-triton tritonserver --model-repository=/models
@@ -68,8 +69,10 @@ Triton stays ready after a CUDA error that only a restart mends: let your probe 
 
     curl -s localhost:8000/v2/models/{plan.name}/infer -d '{json.dumps(example(plan))}'
 
-gives {ANSWERS[outputs[0]["name"]]}. A request may hold up to {MOST_TEXTS} texts, one a row. What is wrong with a
-request (no UTF-8, no mask to fill, ...) is an error of that request alone, HTTP 400.
+gives {ANSWERS[outputs[0]["name"]]}.
+A request may hold up to {MOST_TEXTS} texts, one a row. What is wrong with a request (no UTF-8, no mask to fill, ...)
+is an error of that request alone (HTTP 400). Texts of more than {manifest.max_length} tokens are cut, which Triton's
+log says once.
 
 Clients that tokenize by themselves, with this bundle's `tokenizer.json` and no more than {manifest.max_length} tokens,
 may ask `{plan.graph_model}`: `input_ids` and `attention_mask` (1 for tokens, 0 for padding), int64 [texts, tokens]\
@@ -108,7 +111,7 @@ def _needs(plan: Plan) -> str:
         )
     if choice.graph.fused:
         return "The graph needs ONNX Runtime 1.23, which Triton has from 25.08 on."
-    return "The graph needs ONNX Runtime 1.17 (opset 20), which Triton has from 24.04 on."
+    return "The graph needs ONNX Runtime 1.17 (opset 20), which Triton has from 24.03 on."
 
 
 def _gpus(plan: Plan) -> str:

@@ -98,6 +98,8 @@ def _check(options: Options) -> None:
     ):
         if given not in accepted:
             raise InputError(f"{what} is {given!r}, expected one of {', '.join(accepted)}")
+    if options.engine is not None and options.precision != PACKAGE_PRECISIONS[0]:
+        raise InputError(f"precision is {options.precision!r}, and an engine has its own; leave one of the two out")
     if not NAME.fullmatch(options.name):
         raise InputError(f"name is {options.name!r:.100}, expected up to 64 letters, digits, '_', '-' and '.'")
 

@@ -2,8 +2,8 @@
 
 Triton's server and Python backend come from NVIDIA's wheel nvidia-pytriton, which has no other backend. So token
 ids go to a model that this test writes, with the packaged graph, shapes and types, on the Python backend, too.
-Where TRITON_ONNXRUNTIME names a folder with a `libtriton_onnxruntime.so` for that release (CONTRIBUTING.md says how
-it is built), the packaged model runs as it is, and its config is Triton's own to judge.
+Where TRITON_ONNXRUNTIME names a folder with a `libtriton_onnxruntime.so` for that release, as triton_onnxruntime.mk
+builds it, the packaged model runs as it is, and its config is Triton's own to judge.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def test_what_waits_beyond_the_limit_is_refused_and_the_rest_answered(server: Se
         answers = list(clients.map(lambda _: server.ask("short", request), range(24)))
     refused = [answer for status, answer in answers if status != 200]
     assert 0 < len(refused) < 24
-    assert {status for status, _ in answers} - {200} <= {429, 503}
+    assert {status for status, _ in answers} == {200, 503}
     assert all("maximum queue size" in answer["error"] for answer in refused)
     assert server.ask("short", request_of("classifier", ["The striker scored."]))[0] == 200
 
