@@ -223,6 +223,9 @@ def test_what_is_wrong_with_a_request_is_its_own_error(served: Server) -> None:
     assert_alone(served, Request(TEXT=[[b"good"], [b"\xed\xa0\x80"]]), "TEXT is not UTF-8")  # a lone surrogate
     assert_alone(served, Request(TEXT=[[b"one"], [b"two"]], PAIR=[[b"one"]]), "TEXT has 2 rows and PAIR 1")
     assert_alone(served, Request(TEXT=[[b"x"]], parameters={"prompt": "q"}), "takes no parameter 'prompt'; .* none")
+    assert_alone(
+        served, Request(TEXT=[[b"ok"], [b"x" * (250 * 8192 + 1)]]), "a text of 2048001 bytes, .* at most 2048000"
+    )
     assert_alone(served, Request(cancelled=True, TEXT=[[b"x"]]), "cancelled", TritonError.CANCELLED)
     (own,) = served.execute(Request(TEXT=[[b"x"]], parameters={"triton_something": 1}))  # Triton's own
     assert "ANSWER" in own
@@ -331,6 +334,18 @@ def test_engines(profile: str, own: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert_same([given(answer)[0] for answer in answers], wanted)
     too_long = Request(TEXT=[[(LONG * 20).encode()]])
     assert_alone(server, too_long, "the engine takes at most 512")
+
+
+def test_shared_memory_holds_the_outputs_of_the_longest_text(
+    bundles: Callable[[str], Path], example_bundle: Path, tmp_path: Path
+) -> None:
+    masks = Path(shutil.copytree(bundles("masks"), tmp_path / "masks"))
+    raw = json.loads((masks / manifests.FILE_NAME).read_text())
+    (masks / manifests.FILE_NAME).write_text(json.dumps(raw | {"max_length": 60_000}))
+    package(masks, tmp_path / "gpu", device="gpu")  # 5,000 float32 a token
+    assert "--shm-size=3g " in (tmp_path / "gpu" / "README.md").read_text()
+    package(example_bundle, tmp_path / "news")
+    assert "--shm-size=1g " in (tmp_path / "news" / "README.md").read_text()
 
 
 def test_engines_that_triton_cannot_run(own: Path, tmp_path: Path) -> None:

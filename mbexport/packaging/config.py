@@ -19,6 +19,7 @@ MOST_WAITING = 512  # requests; further ones are refused at once
 LONGEST_WAIT = 30_000_000  # microseconds in a queue; then a request is refused
 FILL_DELAY = 1_000  # microseconds that a GPU's batch may wait to fill; on a CPU a batch buys little
 OUTPUT_BYTES = 64 * 2**20  # of one run, where outputs are per token: they pass through shared memory
+BYTES_PER_TOKEN = 250  # of the longest text; real ones have 3 to 6, and what is longer than max_length is cut
 WARM_SHAPES = ((1, 16), (1, 128), (8, 128))  # texts x tokens
 INSTANCES = 2  # one tokenizes while the other waits for the graph
 
@@ -72,9 +73,19 @@ class Plan:
     @property
     def most_tokens(self) -> int:
         """Tokens of one run of several texts at most."""
+        return max(1, min(TOKEN_BUDGET, OUTPUT_BYTES // (4 * max(1, self._token_width))))
+
+    @property
+    def shared_memory(self) -> int:
+        """GiB of shared memory: twice the outputs of the longest text, which runs alone, and one for the rest."""
+        longest = max((profile.largest[1] for profile in self.profiles), default=self.manifest.max_length)
+        return 1 + 2 * 4 * self._token_width * min(longest, self.manifest.max_length) // 2**30
+
+    @property
+    def _token_width(self) -> int:
+        """Numbers that a token has in the outputs that are asked for."""
         wanted = self.manifest.answer_outputs or self.signature.per_token
-        width = sum(tensor.width for tensor in self.signature.outputs if tensor.per_token and tensor.name in wanted)
-        return max(1, min(TOKEN_BUDGET, OUTPUT_BYTES // (4 * max(1, width))))
+        return sum(tensor.width for tensor in self.signature.outputs if tensor.per_token and tensor.name in wanted)
 
 
 def text_config(plan: Plan) -> str:
@@ -90,6 +101,7 @@ def text_config(plan: Plan) -> str:
         "device": plan.choice.device,
         "most_texts": str(plan.most_texts),
         "most_tokens": str(plan.most_tokens),
+        "most_bytes": str(BYTES_PER_TOKEN * plan.manifest.max_length),
     }
     inputs, outputs = text_tensors(plan)
     return text_format({

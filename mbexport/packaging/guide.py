@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mbexport.packaging.config import LONGEST_WAIT, MOST_TEXTS, MOST_WAITING, Plan, text_tensors
+from mbexport.packaging.config import BYTES_PER_TOKEN, LONGEST_WAIT, MOST_TEXTS, MOST_WAITING, Plan, text_tensors
 from mbexport.version import __version__
 
 EXAMPLES: dict[str, list[Any]] = {  # by task, of each input
@@ -58,7 +58,7 @@ refused (HTTP 503).
 makes such an image. {_needs(plan)}
 Before 24.12 Triton's Python backend needs `numpy<2`, too.
 
-    docker run --rm --shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002{_gpus(plan)} \\
+    docker run --rm --shm-size={plan.shared_memory}g -p 8000:8000 -p 8001:8001 -p 8002:8002{_gpus(plan)} \\
         -v "$PWD/{output.name}:/models:ro" mbexport-triton tritonserver --model-repository=/models
 
 Shared memory (`--shm-size`) is where tokens and outputs pass between the two models. The server is ready
@@ -72,7 +72,7 @@ Triton stays ready after a CUDA error that only a restart mends: let your probe 
 gives {ANSWERS[outputs[0]["name"]]}.
 A request may hold up to {MOST_TEXTS} texts, one a row. What is wrong with a request (no UTF-8, no mask to fill, ...)
 is an error of that request alone (HTTP 400). Texts of more than {manifest.max_length} tokens are cut, which Triton's
-log says once.
+log says once; those of more than {BYTES_PER_TOKEN * manifest.max_length} bytes are refused.
 
 Clients that tokenize by themselves, with this bundle's `tokenizer.json` and no more than {manifest.max_length} tokens,
 may ask `{plan.graph_model}`: `input_ids` and `attention_mask` (1 for tokens, 0 for padding), int64 [texts, tokens]\
@@ -123,7 +123,9 @@ def _threads(plan: Plan) -> str:
         return ""
     return (
         f"\nIn a container with fewer cores than its machine, set `intra_op_thread_count` in\n`{plan.graph_model}/"
-        "config.pbtxt` to their number: ONNX Runtime counts the machine's."
+        "config.pbtxt` to their number: ONNX Runtime counts the machine's.\n"
+        "With many cores, more instances (`count`) of both models with a share of the cores each answer more texts a "
+        "second."
     )
 
 

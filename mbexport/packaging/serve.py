@@ -164,6 +164,7 @@ class TritonPythonModel:
         manifest = manifests.read(folder)
         self._executor = InOrder(settings, manifest)
         self._model = Model(manifest, bundle_encoder(folder, manifest), self._executor)
+        self._most_bytes = int(settings["most_bytes"])
         self._second = next((item["name"] for item in config["input"] if item["name"] != "TEXT"), None)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -186,8 +187,8 @@ class TritonPythonModel:
 
     def _items(self, request: Any) -> list[Any]:
         """The items as the runtime's model takes them, one a row."""
-        columns = [_texts(request, "TEXT"), *([_texts(request, self._second)] if self._second else [])]
-        first, second = columns[0], columns[1] if len(columns) > 1 else None
+        first = self._texts(request, "TEXT")
+        second = self._texts(request, self._second) if self._second else None
         if not first:
             raise InputError("the request has no TEXT")
         if second is None:
@@ -197,6 +198,26 @@ class TritonPythonModel:
         if self._second == "CHOICES":
             return [(row[0], choices) for row, choices in zip(first, second, strict=True)]
         return [(row[0], pair[0]) for row, pair in zip(first, second, strict=True)]
+
+    def _texts(self, request: Any, name: str) -> list[list[str]] | None:
+        """The rows of an input, None where the request has it not.
+
+        Raises:
+            InputError: bytes that are no UTF-8, or more of them than are tokenized.
+        """
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        if tensor is None:
+            return None
+        rows = tensor.as_numpy()
+        longest = max((len(item) for item in rows.flat), default=0)
+        if longest > self._most_bytes:
+            raise InputError(
+                f"{name} has a text of {longest} bytes, expected at most {self._most_bytes} (see config.pbtxt)"
+            )
+        try:
+            return [[item.decode("utf-8") for item in row] for row in rows]
+        except UnicodeDecodeError as cause:
+            raise InputError(f"{name} is not UTF-8: {cause}") from cause
 
     def _options(self, request: Any) -> tuple[Any, ...]:
         """``prompt_name`` and ``truncate_dim`` of a request.
@@ -274,21 +295,6 @@ class TritonPythonModel:
         for row, answer in zip(padded, answers, strict=True):
             row[: len(answer)] = answer
         return [pb_utils.Tensor("TOKEN_EMBEDDINGS", padded), pb_utils.Tensor("TOKENS", lengths)]
-
-
-def _texts(request: Any, name: str) -> list[list[str]] | None:
-    """The rows of an input, None where the request has it not.
-
-    Raises:
-        InputError: bytes that are no UTF-8.
-    """
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is None:
-        return None
-    try:
-        return [[item.decode("utf-8") for item in row] for row in tensor.as_numpy()]
-    except UnicodeDecodeError as cause:
-        raise InputError(f"{name} is not UTF-8: {cause}") from cause
 
 
 def _json(answer: Any) -> bytes:
