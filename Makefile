@@ -21,7 +21,7 @@ test: lint
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
 
-interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready build/node/ready
+interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready
 	.venv-test/bin/python -m pytest -m interop
 
 lint: .venv-test/ready
@@ -113,6 +113,14 @@ bench-start: .venv-demo/ready
 	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e . "ray[serve,data]==2.60.0"
 	@touch $@
 
+# Triton's server and Python backend are in the wheel (linux, x86_64); its own dependencies are not needed for them.
+# Triton before 24.12, as this is, reads tensors of NumPy 1 only.
+.venv-triton/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check "numpy<2" -e .
+	@touch $@
+
 # No install scripts: the one of its ONNX Runtime downloads a CUDA build that is not needed.
 build/node/ready:
 	mkdir -p build/node
@@ -120,4 +128,4 @@ build/node/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton build dist

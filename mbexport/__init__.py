@@ -12,13 +12,13 @@ from mbexport.errors import MbexportError
 from mbexport.version import __version__
 
 if TYPE_CHECKING:
-    from mbexport.pipeline import build_engine, export_onnx, quantize_int8, validate
+    from mbexport.pipeline import build_engine, export_onnx, package, quantize_int8, validate
 
-__all__ = ["MbexportError", "__version__", "build_engine", "export_onnx", "quantize_int8", "validate"]
+__all__ = ["MbexportError", "__version__", "build_engine", "export_onnx", "package", "quantize_int8", "validate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("build_engine", "export_onnx", "quantize_int8", "validate"):
+    if name in ("build_engine", "export_onnx", "package", "quantize_int8", "validate"):
         from mbexport import pipeline
 
         return getattr(pipeline, name)

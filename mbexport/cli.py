@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mbexport.arguments import chunks, paired, split_bundle, stdin
 from mbexport.console import FAILED, OneLineGroup, common_options, facts, note, noted_warnings, progress_bar
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import InputError
 from mbexport.files import to_json
 from mbexport.options import (
     BUILDERS,
     DEFAULT_BUNDLE,
     DEFAULT_MAX_LENGTH,
+    DEFAULT_REPOSITORY,
     DEVICES,
     ENGINE_PRECISIONS,
     INT8_MAX_LENGTH,
@@ -25,6 +25,10 @@ from mbexport.options import (
     MAX_F1_DROP,
     MIN_AGREEMENT,
     MIN_SIMILARITY,
+    PACKAGE_DEVICES,
+    PACKAGE_FORMATS,
+    PACKAGE_NAME,
+    PACKAGE_PRECISIONS,
     REFERENCES,
     RUNTIME_PRECISIONS,
 )
@@ -34,7 +38,6 @@ from mbexport.version import __version__
 DIRECTORY = click.Path(path_type=Path)
 BASE = click.option("--base", type=DIRECTORY, help="Base model of an adapter; default: the one that it names.")
 VISIBLE_ABOVE = 65  # tokens; up to there a window of 64 to either side hides nothing
-TEXTS_AT_ONCE = 256  # of a stream, so that its memory stays bounded
 
 
 @click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -307,57 +310,26 @@ def predict(  # noqa: PLR0913 (one parameter an option)
     from mbexport.runtime import load
     from mbexport.texts import read_texts
 
-    bundle, given = _split_bundle(bundle_and_texts)
+    bundle, given = split_bundle(bundle_and_texts)
     if given and file:
         raise InputError(f"texts were given both as arguments and by --file {file}; give one of them")
     with noted_warnings(quiet=quiet):
         # A few texts do not pay for a second session.
         model = load(bundle, device, precision, threads, share_cores=not given)
     task = model.manifest.task
-    texts: Iterable[Any] = given or (read_texts(file) if file else _stdin())
+    texts: Iterable[Any] = given or (read_texts(file) if file else stdin())
     if question is not None:
-        texts = [(question, list(texts))] if task == "multiple-choice" else _paired(question, texts)
+        texts = [(question, list(texts))] if task == "multiple-choice" else paired(question, texts)
     total = len(texts) if isinstance(texts, list) else 0  # of a stream nobody knows
     silent = quiet or not total or sys.stdout.isatty()  # answers on the screen show the progress themselves
     with noted_warnings(quiet=quiet), progress_bar("Answering", quiet=silent) as progress:
         done = 0
-        for chunk in _chunks(texts):
+        for chunk in chunks(texts):
             answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
             for text, answer in zip(chunk, answers, strict=True):
                 click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
             done += len(chunk)
             progress(done, total, "")
-
-
-def _paired(question: str, texts: Iterable[Any]) -> Iterable[Any]:
-    """Pairs with one first text; a list stays a list, a stream a stream."""
-    pairs = ((question, text) for text in texts)
-    return list(pairs) if isinstance(texts, list) else pairs
-
-
-def _split_bundle(arguments: tuple[str, ...]) -> tuple[Path, list[str]]:
-    """The first argument is the bundle where it is a directory, else a text for the default bundle."""
-    if not arguments:
-        return Path(DEFAULT_BUNDLE), []
-    if os.path.isdir(arguments[0]):  # noqa: PTH112 (False, not an error, for a text too long to be a path)
-        return Path(arguments[0]), list(arguments[1:])
-    if not Path(DEFAULT_BUNDLE).is_dir():
-        raise BundleError(f"{arguments[0]!r:.200} is no directory, and there is no ./{DEFAULT_BUNDLE}; name a bundle")
-    return Path(DEFAULT_BUNDLE), list(arguments)
-
-
-def _stdin() -> Iterator[str]:
-    try:
-        for line in sys.stdin.buffer:
-            yield line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as cause:
-        raise InputError(f"standard input is not UTF-8: {cause}") from cause
-
-
-def _chunks(texts: Iterable[Any]) -> Iterator[list[Any]]:
-    remaining = iter(texts)
-    while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
-        yield chunk
 
 
 @main.command()
@@ -393,3 +365,25 @@ def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (
         click.echo(manifest.to_json().rstrip())
         return
     click.echo(manifest_text(manifest, read_bundle_spec(bundle, manifest)))
+
+
+@main.command()
+@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--format", type=click.Choice(PACKAGE_FORMATS), default=PACKAGE_FORMATS[0], show_default=True)
+@click.option("-o", "--output", type=DIRECTORY, default=DEFAULT_REPOSITORY, show_default=True, help="Where to.")
+@click.option(
+    "--name", default=PACKAGE_NAME, show_default=True, help="Of the model of texts; of token ids: NAME_model."
+)
+@click.option("--device", type=click.Choice(PACKAGE_DEVICES), default="cpu", show_default=True, help="To compute on.")
+@click.option("--precision", type=click.Choice(PACKAGE_PRECISIONS), default="fp32", show_default=True)
+@click.option("--engine", metavar="FILE", help="An engine of BUNDLE, by TensorRT (not RTX), in ONNX Runtime's place.")
+@click.option("--force", is_flag=True, help="Replace the repository that is there.")
+@common_options
+def package(bundle: Path, quiet: bool, **choices: Any) -> None:
+    """Write Triton Inference Server's model repository: texts in, answers out."""
+    from mbexport.pipeline import package as write
+    from mbexport.show import package_text
+
+    with noted_warnings(quiet=quiet, kind="warning"), progress_bar("Copying", quiet=quiet) as progress:
+        report = write(bundle, progress=progress, **choices)
+    click.echo(package_text(report, choices["output"]))

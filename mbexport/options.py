@@ -19,3 +19,8 @@ CALIBRATION_TEXTS, HELD_OUT_TEXTS = 256, 1000  # at most
 # judged on texts by its quality gate, for which random ids are no substitute; the second number finds what is broken.
 LARGEST_ERROR, LARGEST_INT8_ERROR = 1e-3, 0.25
 INT8_MAX_LENGTH = 512  # tokens of the longest text that calibration and quality gate read
+DEFAULT_REPOSITORY = "triton-models"
+PACKAGE_FORMATS = ("triton",)
+PACKAGE_NAME = "modernbert"  # of the model that takes texts
+PACKAGE_DEVICES = ("cpu", "gpu")  # as Triton names them
+PACKAGE_PRECISIONS = ("fp32", "int8")  # of graphs; an engine has its own

@@ -1,4 +1,4 @@
-"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> INT8 -> engines -> proof."""
+"""The main path, stage by stage: checkpoint -> graphs and weights -> bundle -> INT8 -> engines -> proof -> server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, write_atomically
 from mbexport.manifest import Manifest
 from mbexport.optional import require
-from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, INT8_MAX_LENGTH
+from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, DEFAULT_REPOSITORY, INT8_MAX_LENGTH, PACKAGE_NAME
 from mbexport.texts import Example, Text, read_examples
 
 if TYPE_CHECKING:
     from mbexport.engines.report import EngineReport
+    from mbexport.packaging.run import PackageReport
     from mbexport.parity.figures import ParityReport
     from mbexport.quantize.quality import Limits
     from mbexport.quantize.report import QuantizationReport
@@ -209,6 +210,46 @@ def build_engine(  # noqa: PLR0913 (one parameter an option)
 
         ensure_fp8_graph(Path(bundle))
     return build_engines(Path(bundle), targets, options, progress)
+
+
+def package(  # noqa: PLR0913 (one parameter an option)
+    bundle: PathLike = DEFAULT_BUNDLE,
+    output: PathLike = DEFAULT_REPOSITORY,
+    *,
+    format: str = "triton",
+    name: str = PACKAGE_NAME,
+    device: str = "cpu",
+    precision: str = "fp32",
+    engine: str | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> PackageReport:
+    """Lay a bundle out for a server: Triton Inference Server's model repository.
+
+    Args:
+        bundle: the bundle; it is only read.
+        output: the directory to write.
+        format: ``triton``.
+        name: of the model that takes texts; ``<name>_model`` takes token ids.
+        device: ``cpu`` or ``gpu``, where ONNX Runtime computes.
+        precision: ``fp32``, or on the CPU ``int8``: of its graphs the one that every CPU computes exactly.
+        engine: an engine of the bundle, built by TensorRT, in the place of ONNX Runtime; it needs its GPU.
+        force: replace the repository that is there.
+        progress: called after each file that was copied.
+
+    Returns:
+        What was written. A QualityWarning tells of a graph or engine that no quality gate let pass.
+
+    Raises:
+        InputError: a choice that there is not, or an engine that Triton cannot run.
+        BundleError: the bundle is damaged or has no such graph, or the place is taken or cannot be written.
+        BackendError: ONNX Runtime cannot run the graph.
+    """
+    from mbexport.packaging.run import Options
+    from mbexport.packaging.run import package as write
+
+    options = Options(format, name, device, precision, engine)
+    return write(Path(bundle), Path(output), options, force=force, progress=progress)
 
 
 def _examples(given: PathLike | Sequence[Text | Example]) -> list[Example]:

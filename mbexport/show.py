@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbexport.console import facts, table
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mbexport.bench.report import Report, Row, WorkloadFigures
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.engines.report import EngineReport
+    from mbexport.packaging.run import PackageReport
     from mbexport.parity.figures import Figures, GraphParity, ParityReport
     from mbexport.quantize.report import GraphReport, QuantizationReport
 
@@ -51,6 +53,17 @@ def _shown(answer: Any, task: str) -> str:
     if isinstance(answer.get("scores"), dict):
         return "  ".join(f"{score:.4f} {label}" for label, score in answer["scores"].items())
     return f"{answer['score']:.4f} {answer['label']}"
+
+
+def package_text(report: PackageReport, output: Path) -> str:
+    """The two models of a repository, and what starts a server with it."""
+    rows = [
+        ("repository", f"{output}: {report.bytes / 1e6:.1f} MB, {report.task}"),
+        ("texts", f"{report.name}: Python backend, calls {report.graph_model}"),
+        ("tokens", f"{report.graph_model}: {report.file}, {report.precision}, {report.backend}, {report.device}"),
+        ("start", f"tritonserver --model-repository={output}  (see {output / 'README.md'})"),
+    ]
+    return facts(rows)
 
 
 def parity_text(report: ParityReport) -> str:

@@ -18,8 +18,14 @@ from mbexport.manifest import FILE_NAME as MANIFEST
 MOST_PENDING = 64 * 2**20  # bytes that are written and not hashed yet, which stay in memory
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """Refuse a place that is taken; ``force`` gives leave to replace a bundle, and only a bundle.
+def check_target(target: Path, *, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
+    """Refuse a place that is taken; ``force`` gives leave to replace what mbexport wrote there, and only that.
+
+    Args:
+        target: the directory to make.
+        force: replace it.
+        marker: the file by which what may be replaced is known.
+        kind: what that is called.
 
     Raises:
         BundleError: something is there that must not be replaced.
@@ -29,10 +35,10 @@ def check_target(target: Path, *, force: bool) -> None:
     if not force:
         raise BundleError(f"{target} exists; choose another place with -o, or replace it with --force")
     if not target.is_dir() or target.is_symlink():
-        raise BundleError(f"{target} is no bundle, so --force does not replace it; choose another place with -o")
-    if any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} is no {kind}, so --force does not replace it; choose another place with -o")
+    if any(target.iterdir()) and not (target / marker).is_file():
         raise BundleError(
-            f"{target} holds files and no {MANIFEST}, so it is no bundle and --force does not replace it; "
+            f"{target} holds files and no {marker}, so it is no {kind} and --force does not replace it; "
             "choose another place with -o"
         )
 

@@ -17,7 +17,18 @@ PACKAGE = Path(mbexport.__file__).parent
 ROOT = PACKAGE.parent
 
 # A stage may import those to its left; the modules at the top of the package are shared.
-STAGES = ("checkpoint", "graph", "precision", "bundle", "engines", "runtime", "parity", "quantize", "bench")
+STAGES = (
+    "checkpoint",
+    "graph",
+    "precision",
+    "bundle",
+    "engines",
+    "runtime",
+    "parity",
+    "quantize",
+    "bench",
+    "packaging",
+)
 ALLOWED = {
     "checkpoint": set(),
     "graph": {"checkpoint"},
@@ -28,11 +39,20 @@ ALLOWED = {
     "parity": {"checkpoint", "runtime"},
     "quantize": {"checkpoint", "graph", "precision", "bundle", "runtime", "parity"},
     "bench": {"runtime"},
+    "packaging": {"runtime"},
 }
 
 
 @pytest.mark.parametrize(
-    "module", ["mbexport.runtime", "mbexport", "mbexport.cli", "mbexport.bench.run", "mbexport.engines.gpus"]
+    "module",
+    [
+        "mbexport.runtime",
+        "mbexport",
+        "mbexport.cli",
+        "mbexport.bench.run",
+        "mbexport.engines.gpus",
+        "mbexport.packaging.run",
+    ],
 )
 def test_import_is_light_and_writes_nothing(module: str, tmp_path: Path) -> None:
     heavy = "{'torch', 'transformers', 'onnx', 'onnx_ir', 'openvino', 'matplotlib', 'polygraphy', 'tensorrt_rtx'}"
@@ -80,6 +100,7 @@ def test_public_names_are_documented_and_typed() -> None:
         mbexport.export_onnx,
         mbexport.build_engine,
         mbexport.validate,
+        mbexport.package,
         runtime.load,
         runtime.Model.__call__,
         runtime.Model.embed,

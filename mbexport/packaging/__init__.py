@@ -1,0 +1,1 @@
+"""A bundle laid out for a server: Triton's model repository."""
