@@ -27,7 +27,7 @@ from mbexport.bench.report import Report, write
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import LONG, SHAPES, Maker, Workload
 from mbexport.console import progress_bar
-from mbexport.runtime.cores import available_cores
+from mbexport.runtime.cpu_limit import available_cores
 
 try:
     from benchmarks.peers import base_checkpoint, prepare

@@ -357,7 +357,7 @@ def test_engines_that_triton_cannot_run(own: Path, tmp_path: Path) -> None:
         package(own, tmp_path / "repository", engine="t4-fp16.engine")
     ensure_packed_graph(own, manifests.read(own).graphs[0])
     packed = add_engine(own, builder="tensorrt", packed=True)
-    with pytest.raises(InputError, match="takes rows of several texts.*build it without --packed"):
+    with pytest.raises(InputError, match=r"takes rows of several texts.*build it without --packed"):
         package(own, tmp_path / "repository", engine=packed.file)
     int8 = add_engine(own, builder="tensorrt", precision="int8")
     with pytest.warns(QualityWarning, match="quality is not known"):

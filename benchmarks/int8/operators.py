@@ -32,7 +32,7 @@ from mbexport.manifest import Check, Graph
 from mbexport.precision.calibration import Calibration
 from mbexport.precision.integer import integer_tensors, steps
 from mbexport.quantize.run import CALIBRATION_FILE
-from mbexport.runtime.cores import available_cores
+from mbexport.runtime.cpu_limit import available_cores
 from mbexport.version import __version__
 
 SHAPES, ROUNDS = ("1x128", "1x512"), 15

@@ -15,7 +15,7 @@ from mbexport.bench.contenders import PORTABLE_GRAPH, Contender
 from mbexport.bench.plan import own_contenders
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import Maker
-from mbexport.runtime.cores import available_cores
+from mbexport.runtime.cpu_limit import available_cores
 
 SHAPES, ROUNDS = ("1x128", "1x512", "8x128"), 15
 OPTIMUM = Path("build/peers/base/optimum/model.onnx")  # made by make bench

@@ -36,7 +36,7 @@ from mbexport import manifest as manifests
 from mbexport.errors import BackendError, InputError, MbexportError
 from mbexport.manifest import Manifest
 from mbexport.runtime import load
-from mbexport.runtime.cores import available_cores
+from mbexport.runtime.cpu_limit import available_cores
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 OBJECT_STORE = 128 * 2**20  # bytes: rows never pass through it, only the names of units

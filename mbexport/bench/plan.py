@@ -13,7 +13,7 @@ from mbexport.bench.workloads import USER_SHAPES, IntArray, Maker, Workload, par
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest
 from mbexport.options import LARGEST_ERROR, LARGEST_INT8_ERROR
-from mbexport.runtime.cores import available_cores
+from mbexport.runtime.cpu_limit import available_cores
 from mbexport.runtime.graphs import cpu_graph
 from mbexport.runtime.text import TextEncoder, bundle_encoder, check_masks
 from mbexport.texts import Text

@@ -63,11 +63,8 @@ def choose(bundle: Path, manifest: Manifest, device: str, precision: str, engine
 
 
 def _portable(bundle: Path, manifest: Manifest) -> Graph:
-    found = [
-        graph
-        for graph in manifest.graphs
-        if graph.precision == "fp32" and graph.dialect == "portable" and not graph.packed
-    ]
+    portable = (graph for graph in manifest.graphs if graph.dialect == "portable" and not graph.packed)
+    found = [graph for graph in portable if graph.precision == "fp32"]
     if not found:
         raise BundleError(f"{bundle} holds no portable fp32 graph; export again")
     return found[0]

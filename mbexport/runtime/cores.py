@@ -13,6 +13,7 @@ from typing import TypeVar
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
+from mbexport.runtime.cpu_limit import available_cores, container_cores
 from mbexport.runtime.schedule import MOST_LANES, MOST_TOKENS, Run, plan_runs, share_cores
 
 T = TypeVar("T")
@@ -27,8 +28,8 @@ class Cores:
 
     Args:
         graph: the ONNX file.
-        threads: cores to use. None leaves those of a run alone to ONNX Runtime, and takes for runs
-            side by side all that this process may use.
+        threads: cores to use. None leaves those of a run alone to ONNX Runtime, unless the process's container
+            has fewer, and takes for runs side by side all that this process may use.
         as_written: see :class:`OnnxRuntimeBackend`.
         share: whether runs may stand side by side.
 
@@ -41,6 +42,7 @@ class Cores:
     ) -> None:
         self._graph = graph.resolve()  # it is read again, perhaps from another working directory
         self._files = _files_beside(self._graph)
+        threads = threads or container_cores()
         self.all = OnnxRuntimeBackend(self._graph, threads, as_written=as_written)
         self._as_written = as_written
         self._count = threads or available_cores()
@@ -105,10 +107,3 @@ def _files_beside(graph: Path) -> dict[str, tuple[int, int, int]]:
         return {}
     states = {path.name: path.stat() for path in graph.parent.iterdir()}
     return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
