@@ -71,6 +71,9 @@ class Guard:
                 await self.app(scope, _replay(body, receive), send)
         except ServiceError as refusal:
             await _refuse(refusal, scope, receive, send)
+        except asyncio.CancelledError:  # by uvicorn, which has waited for drain_timeout
+            ending = ServiceError(503, "closing", "the service ends, and this was not finished in time")
+            await ending.response()(scope, receive, send)
         finally:
             self.metrics.in_flight.dec()
 

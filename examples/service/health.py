@@ -67,12 +67,13 @@ class Health:
 
     def report(self) -> dict[str, Any]:
         """Both, and the figures that they are made of."""
-        unready, dead = self.unready(), self.dead()
+        unready, dead, busy = self.unready(), self.dead(), self.batcher.busy_since
         return {
             "live": dead is None,
             "ready": unready is None and dead is None,
             "reason": dead or unready,
             "last_success_seconds": round(self.age, 3),
+            "computing_seconds": None if busy is None else round(time.monotonic() - busy, 3),
             "waiting": self.batcher.waiting,
             "waiting_tokens": self.batcher.waiting_tokens,
         }
