@@ -33,7 +33,8 @@ class Settings:
     timeout: float = 30.0  # until its answer is
 
     max_waiting: int = 1024  # texts in the queue
-    max_waiting_tokens: int = 0  # tokens in the queue; 0: 16 batches' worth
+    max_waiting_tokens: int = 0  # tokens in the queue; 0: 16 times what keeps the device busy
+    max_batch_tokens: int = 0  # tokens computed together; 0: 4 times what keeps the device busy
     max_delay: float = 0.0  # that a batch waits to fill while the device is idle
 
     ready_window: float = 15.0  # ready: a forward pass succeeded in it
@@ -73,7 +74,7 @@ class Settings:
         return settings
 
 
-ZERO = {"threads", "max_chars", "max_waiting_tokens", "max_delay"}  # numbers that may be 0
+ZERO = {"threads", "max_chars", "max_waiting_tokens", "max_batch_tokens", "max_delay"}  # numbers that may be 0
 
 
 def _value(name: str, text: str, kind: type) -> str | int | float:
