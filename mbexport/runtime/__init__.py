@@ -6,9 +6,10 @@ imported where a GPU and an engine for it are there.
 
 from __future__ import annotations
 
-from mbexport.runtime.batcher import Batcher, Observer
+from mbexport.runtime.batcher import Batcher
 from mbexport.runtime.fallback import FallbackWarning
 from mbexport.runtime.graphs import QualityWarning
 from mbexport.runtime.model import Model, TruncationWarning, load
+from mbexport.runtime.observer import Observer
 
 __all__ = ["Batcher", "FallbackWarning", "Model", "Observer", "QualityWarning", "TruncationWarning", "load"]

@@ -12,9 +12,8 @@ from typing import Any
 from mbexport.errors import BackendError, ClosedError, InputError
 from mbexport.runtime.batch_worker import Worker
 from mbexport.runtime.model import Model
-from mbexport.runtime.requests import Limits, Observer, Pending, Request
-
-__all__ = ["Batcher", "Observer"]
+from mbexport.runtime.observer import Observer, Teller
+from mbexport.runtime.requests import Limits, Pending, Request, outcome_of
 
 WAITING_BATCHES = 16  # that may wait, where no limit is given
 
@@ -65,7 +64,7 @@ class Batcher:
         limits = Limits(batch, max_delay, _count("max_waiting", max_waiting), _count("max_waiting_tokens", waiting))
         self._model = model
         self._timeout = _seconds(timeout)
-        self._pending = Pending(limits, observer)
+        self._pending = Pending(limits, Teller(observer))
         self._worker = Worker(model, self._pending)
         weakref.finalize(self, self._worker.stop).atexit = False
 
@@ -98,12 +97,12 @@ class Batcher:
             DeadlineError, ClosedError where the batcher was closed without finishing it, or
             concurrent.futures.CancelledError.
         """
-        request = self._admit(timeout)
+        request = self._request(text, timeout)
         try:
+            self._pending.admit(request)
             self._pending.put(request, self._model.prepare([text], prompt_name, truncate_dim)[0])
-        except BaseException as error:
-            self._pending.drop()
-            self._pending.refuse(request, error)
+        except BaseException as error:  # KeyboardInterrupt, too: a place in the queue would be lost
+            self._refuse(request, error)
             raise
         return request
 
@@ -161,14 +160,15 @@ class Batcher:
         Raises:
             InputError, BusyError, ClosedError, BackendError, DeadlineError: see :meth:`submit`.
         """
-        request = self._admit(timeout)
+        request = self._request(text, timeout)
         try:
-            self._worker.tokenizers().submit(self._tokenize, request, text, prompt_name, truncate_dim)
-        except RuntimeError as cause:
-            error = ClosedError("the batcher is closed, or the process ends")
-            self._pending.drop()
-            self._pending.refuse(request, error)
-            raise error from cause
+            self._pending.admit(request)
+            self._worker.tokenizers.submit(self._tokenize, request, text, prompt_name, truncate_dim)
+        except BaseException as error:
+            self._refuse(request, error)
+            if isinstance(error, RuntimeError):  # of the pool
+                raise ClosedError("the batcher was closed, or the process ends") from error
+            raise
         try:
             return await asyncio.wrap_future(request)
         except asyncio.CancelledError:
@@ -235,10 +235,16 @@ class Batcher:
         """time.monotonic() of the start of the forward pass now running, None where none runs."""
         return self._worker.busy_since
 
-    def _admit(self, timeout: float | None) -> Request:
+    def _request(self, text: Any, timeout: float | None) -> Request:
         self._check_process()
         limit = self._timeout if timeout is None else _seconds(timeout)
-        return self._pending.admit(None if limit == math.inf else limit)
+        return Request(self._pending, _characters(text), None if limit == math.inf else limit)
+
+    def _refuse(self, request: Request, error: BaseException) -> None:
+        """End a request that its caller has no future of: the error is raised to the caller."""
+        self._pending.drop(request)
+        if self._pending.claim(request):
+            self._pending.tell_end(request, outcome_of(error))
 
     def _check_process(self) -> None:
         if not self._worker.is_here:
@@ -253,7 +259,7 @@ class Batcher:
             prepared = None if request.claimed else self._model.prepare([text], prompt_name, truncate_dim)[0]
             self._pending.put(request, prepared)
         except BaseException as error:  # a panic of the tokenizer's is no Exception, and somebody awaits
-            self._pending.drop()
+            self._pending.drop(request)
             self._pending.finish(request, error=error)
 
 
@@ -267,3 +273,10 @@ def _seconds(timeout: float | None) -> float | None:
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise InputError(f"timeout is {timeout!r}, expected seconds above 0, or None")
     return timeout
+
+
+def _characters(text: Any) -> int:
+    """Of a text, or of all texts of an item."""
+    if isinstance(text, (tuple, list)):
+        return sum(map(_characters, text))
+    return len(text) if isinstance(text, str) else 0
