@@ -33,7 +33,6 @@ BUNDLE, REQUESTS, LOG = ROOT / "build/service-bundle", ROOT / "build/service-req
 PACKAGES = ("mbexport", "onnxruntime", "tokenizers", "fastapi", "starlette", "uvicorn")
 CLIENTS = 32
 TIMES = 4  # its capacity
-WARM_UP = 10  # seconds of the overload after which memory is to be flat
 
 
 def requests_of(texts: list[str], seed: int = 0) -> list[list[str]]:
@@ -66,24 +65,25 @@ def write_requests(texts: list[list[str]]) -> dict[str, Any]:
     }
 
 
-def send(service: Service, seconds: float, *how: str) -> dict[str, Any]:
-    """What came of a load."""
+def send(service: Service, *how: str) -> dict[str, Any]:
+    """What came of a load, as benchmarks/service/load.py describes it."""
     command = [sys.executable, "-m", "benchmarks.service.load", str(service.port), str(REQUESTS)]
-    run = subprocess.run(
-        [*command, "--seconds", str(seconds), *how], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    run = subprocess.run([*command, *how], cwd=ROOT, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(run.stdout)
     return result
 
 
 def memory(resident: list[int]) -> dict[str, Any]:
-    """Megabytes in the overload, and by how much the most after its warm-up exceeds what it was then."""
-    warm = resident[min(WARM_UP, len(resident) - 1)]
+    """Megabytes, from the end of the warm-up on, and by how much the most exceeds what they were then.
+
+    The warm-up is each request once, and the measurement of the capacity.
+    """
+    warm, most = resident[0], max(resident)
     return {
-        "start": round(resident[0] / 1e6, 1),
         "warm": round(warm / 1e6, 1),
+        "most": round(most / 1e6, 1),
         "end": round(resident[-1] / 1e6, 1),
-        "growth_percent": round(100 * (max(resident[WARM_UP:], default=warm) / warm - 1), 2),
+        "growth_percent": round(100 * (most / warm - 1), 2),
         "every_second": [round(value / 1e6, 1) for value in resident],
     }
 
@@ -110,11 +110,12 @@ def main() -> None:
     machine = this_machine(0)
     with Service(BUNDLE, log=LOG) as service:
         start = service.until_ready()
-        send(service, 5, "--clients", str(CLIENTS))
-        capacity = send(service, 15, "--clients", str(CLIENTS))
+        each_once = send(service, "--clients", str(CLIENTS))
+        capacity = send(service, "--clients", str(CLIENTS), "--seconds", "15")
         rate = TIMES * capacity["accepted_per_second"]
+        warm = service.resident_bytes()
         with Watch(service) as watch:
-            overload = send(service, arguments.seconds, "--rate", str(rate))
+            overload = send(service, "--rate", str(rate), "--seconds", str(arguments.seconds))
         metrics = service.ask("GET", "/metrics")[1]
         restart = kill_and_restart(service)
     result = {
@@ -124,9 +125,10 @@ def main() -> None:
         "versions": {"python": machine.python, **{name: version(name) for name in PACKAGES}},
         "texts": texts,
         "start_seconds": round(start, 2),
+        "each_once": each_once,
         "capacity": capacity,
         "overload": {"offered_per_second": rate, **overload},
-        "memory_megabytes": memory(watch.resident),
+        "memory_megabytes": memory([warm, *watch.resident]),
         "ready": {
             "asked": len(watch.ready),
             "not_ready": sum(status != 200 for status in watch.ready),

@@ -1,11 +1,12 @@
 """A load generator that costs little, for a process of its own: it shares the cores with the service.
 
-    python -m benchmarks.service.load PORT REQUESTS.json --seconds 10 [--rate 500 | --clients 32]
+    python -m benchmarks.service.load PORT REQUESTS.json [--seconds 10] [--rate 500 | --clients 32]
 
-REQUESTS.json is a list of {"path", "body", "expected"}, taken in random order. ``--clients`` is a
-closed loop: each sends its next request when it has its answer. ``--rate`` is an open loop: requests
-come at random times (Poisson), whether earlier ones are answered or not, and their time counts from
-when they were due. Prints what came of them, as JSON.
+REQUESTS.json is a list of {"path", "body", "expected"}. ``--clients`` is a closed loop: each sends its
+next request when it has its answer. ``--rate`` is an open loop: requests come at random times
+(Poisson), whether earlier ones are answered or not, and their time counts from when they were due.
+Both take requests at random for ``--seconds``; without it, each is sent once, in a closed loop.
+Prints what came of them, as JSON.
 """
 
 from __future__ import annotations
@@ -102,9 +103,9 @@ class Client:
         self.on_done: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, due: float) -> None:
-        """A random request, on a free connection or a new one."""
-        job = Job(self.random.randrange(len(self.requests)), due)
+    def send(self, due: float, number: int | None = None) -> None:
+        """A request, or a random one, on a free connection or a new one."""
+        job = Job(self.random.randrange(len(self.requests)) if number is None else number, due)
         self.jobs.append(job)
         self.outstanding += 1
         while self.free:
@@ -156,6 +157,16 @@ class Client:
         await asyncio.sleep(seconds)
         await self._settle()
 
+    async def once(self, clients: int) -> None:
+        """Each request once, by as many at a time."""
+        left = iter(range(clients, len(self.requests)))
+        self.on_done = lambda: self.send(time.perf_counter(), number) if (number := next(left, None)) else None
+        for first in range(min(clients, len(self.requests))):
+            self.send(time.perf_counter(), first)
+        while len(self.jobs) < len(self.requests):
+            await asyncio.sleep(0.05)
+        await self._settle()
+
     async def _settle(self) -> None:
         end = time.perf_counter() + LONGEST
         while self.outstanding and time.perf_counter() < end:
@@ -175,7 +186,7 @@ def summary(jobs: Sequence[Job], requests: Sequence[dict[str, Any]], seconds: fl
     start = min(job.due for job in jobs)
     in_time = [job for job in accepted if job.end - start <= seconds]
     return {
-        "seconds": seconds,
+        "seconds": round(seconds, 1),
         "sent": len(jobs),
         "statuses": {str(status): count for status, count in sorted(Counter(job.status for job in jobs).items())},
         "lost": sum(job.status == 0 for job in jobs),
@@ -213,17 +224,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("requests", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--clients", type=int, default=32)
     arguments = parser.parse_args()
+    if arguments.rate and not arguments.seconds:
+        parser.error("--rate needs --seconds")
     requests = json.loads(arguments.requests.read_text("utf-8"))
     client = Client(arguments.port, [http(request) for request in requests])
     if arguments.rate:
         asyncio.run(client.open_loop(arguments.rate, arguments.seconds))
-    else:
+    elif arguments.seconds:
         asyncio.run(client.closed_loop(arguments.clients, arguments.seconds))
-    print(json.dumps(summary(client.jobs, requests, arguments.seconds)))
+    else:
+        asyncio.run(client.once(arguments.clients))
+    end = max(job.end for job in client.jobs) - client.jobs[0].due
+    print(json.dumps(summary(client.jobs, requests, arguments.seconds or end)))
 
 
 if __name__ == "__main__":

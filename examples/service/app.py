@@ -24,7 +24,7 @@ from .health import Health
 from .inputs import Limits, plain, read_call
 from .metrics import HttpMetrics
 from .openapi import EMBED, PREDICT
-from .settings import CHARS_PER_TOKEN, Settings
+from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
 
 T = TypeVar("T")
 # In units of what keeps the device busy. Texts of mixed lengths fill all cores evenly, one core each, only
@@ -56,7 +56,8 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
     # A token has about four characters, so one request takes about a quarter of the queue.
     feed = Feed(batcher, max(1, settings.max_waiting // 4), most_tokens, settings.timeout)
     manifest = model.manifest
-    limits = Limits(settings.max_texts, settings.max_chars or CHARS_PER_TOKEN * manifest.max_length)
+    chars = settings.max_chars or max(CHARS_PER_TOKEN * manifest.max_length, LEAST_CHARS)
+    limits = Limits(settings.max_texts, chars)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from mbexport.errors import InputError
 
 PREFIX = "MBEXPORT_"
-CHARS_PER_TOKEN = 250  # of the longest text; real texts have 3 to 6, and what is longer than max_length is cut
+# What is beyond max_length is cut, but only after it was tokenized, which takes some 250 bytes a character.
+CHARS_PER_TOKEN, LEAST_CHARS = 32, 100_000
 log = logging.getLogger("uvicorn.error")
 
 
@@ -28,7 +29,7 @@ class Settings:
     max_requests: int = 128  # in flight; each may hold a body of max_body_bytes
     max_body_bytes: int = 2_000_000
     max_texts: int = 1000  # of a request; of multiple choice every choice counts
-    max_chars: int = 0  # of a text; 0: 250 for each token that the model takes
+    max_chars: int = 0  # of a text; 0: 32 for each token that the model takes, 100,000 at least
     body_timeout: float = 10.0  # until a request's body is there
     timeout: float = 30.0  # until its answer is
 
