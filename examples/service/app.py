@@ -33,63 +33,107 @@ IN_BATCH, IN_QUEUE = 4, 16
 CLOSE_SECONDS = 2.0
 
 
-def create_app(model: Model, settings: Settings) -> FastAPI:
-    """A service of one model; it starts and ends the model's batcher.
+class Served:
+    """A model, and all that stands between it and the paths; it owns the model's batcher.
 
     Args:
         model: loaded, and known to compute.
         settings: limits and times.
     """
-    registry = CollectorRegistry()
-    most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
-    batcher = Batcher(
-        model,
-        max_tokens=settings.max_batch_tokens or IN_BATCH * model.batch_tokens,
-        max_delay=settings.max_delay,
-        max_waiting=settings.max_waiting,
-        # More than busy() lets in: what was let in is seldom refused after it was read and tokenized.
-        max_waiting_tokens=most_tokens + model.batch_tokens,
-        timeout=settings.timeout,
-        observer=PrometheusObserver(registry),
-    )
-    health = Health(batcher, settings.ready_window, settings.dead_after)
-    # A token has about four characters, so one request takes about a quarter of the queue.
-    feed = Feed(batcher, max(1, settings.max_waiting // 4), most_tokens, settings.timeout)
-    manifest = model.manifest
-    chars = settings.max_chars or max(CHARS_PER_TOKEN * manifest.max_length, LEAST_CHARS)
-    limits = Limits(settings.max_texts, chars)
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.registry = CollectorRegistry()
+        self.metrics = HttpMetrics(self.registry, model)
+        self.most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
+        self.batcher = Batcher(
+            model,
+            max_tokens=settings.max_batch_tokens or IN_BATCH * model.batch_tokens,
+            max_delay=settings.max_delay,
+            max_waiting=settings.max_waiting,
+            # More than busy() lets in: what was let in is seldom refused after it was read and tokenized.
+            max_waiting_tokens=self.most_tokens + model.batch_tokens,
+            timeout=settings.timeout,
+            observer=PrometheusObserver(self.registry),
+        )
+        self.health = Health(self.batcher, settings.ready_window, settings.dead_after)
+        # A token has about four characters, so one request takes about a quarter of the queue.
+        self.feed = Feed(self.batcher, max(1, settings.max_waiting // 4), self.most_tokens, settings.timeout)
+        chars = settings.max_chars or max(CHARS_PER_TOKEN * model.manifest.max_length, LEAST_CHARS)
+        self.limits = Limits(settings.max_texts, chars)
+
+    def busy(self) -> str | None:
+        """Why nothing can be taken now, None where it can."""
+        texts, tokens = self.batcher.waiting, self.batcher.waiting_tokens
+        if texts < self.settings.max_waiting and tokens < self.most_tokens:
+            return None
+        return f"{texts} texts with {tokens} tokens are waiting; try again later"
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        heartbeat = asyncio.create_task(health.heartbeat())
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """From before the first request until after the last: all have ended then, or were cancelled."""
+        heartbeat = asyncio.create_task(self.health.heartbeat())
         yield
         heartbeat.cancel()
-        feed.close()
-        # All requests have ended, or were cancelled; a forward pass that hangs is left to __main__.py.
-        await asyncio.to_thread(batcher.close, drain=False, timeout=CLOSE_SECONDS)
+        self.feed.close()
+        # A forward pass that hangs is left to __main__.py.
+        await asyncio.to_thread(self.batcher.close, drain=False, timeout=CLOSE_SECONDS)
 
-    def busy() -> str | None:
-        if batcher.waiting >= settings.max_waiting or batcher.waiting_tokens >= most_tokens:
-            return f"{batcher.waiting} texts with {batcher.waiting_tokens} tokens are waiting; try again later"
-        return None
+    def info(self) -> dict[str, Any]:
+        """What is served, and by which limits."""
+        manifest, settings = self.model.manifest, self.settings
+        return {
+            "model": manifest.source.name,
+            "task": manifest.task,
+            "labels": manifest.labels,
+            "max_length": manifest.max_length,
+            "prompts": sorted(manifest.sentence.prompts) if manifest.sentence else [],
+            "device": self.model.device,
+            "running": self.model.description,
+            "version": __version__,
+            "limits": {
+                "body_bytes": settings.max_body_bytes,
+                "texts": self.limits.texts,
+                "chars": self.limits.chars,
+                "requests": settings.max_requests,
+                "timeout_seconds": settings.timeout,
+            },
+        }
 
+
+def create_app(model: Model, settings: Settings) -> FastAPI:
+    """A service of one model.
+
+    Args:
+        model: loaded, and known to compute.
+        settings: limits and times.
+    """
+    served = Served(model, settings)
     app = FastAPI(
         title="mbexport",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=served.lifespan,
         docs_url=None,  # pages that load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.batcher = batcher
-    app.add_middleware(Guard, settings=settings, busy=busy, metrics=HttpMetrics(registry, model))  # type: ignore[arg-type]
+    app.state.served = served
+    app.add_middleware(Guard, settings=settings, busy=served.busy, metrics=served.metrics)  # type: ignore[arg-type]
     _answer_errors(app)
+    _model_paths(app, served)
+    _state_paths(app, served)
+    return app
+
+
+def _model_paths(app: FastAPI, served: Served) -> None:
+    manifest, limits = served.model.manifest, served.limits
+    prompts = manifest.sentence.prompts if manifest.sentence else {}
 
     @app.post("/predict", openapi_extra=PREDICT)
     async def predict(request: Request) -> Response:
         """One answer per text, in order, as ``model(texts)`` gives them."""
         call = read_call(await request.body(), (), manifest.task, limits)
-        answers = await _unless_gone(request, feed.answers(call))
+        answers = await _unless_gone(request, served.feed.answers(call))
         return _json({"predictions": _plain(answers)})
 
     @app.post("/embed", openapi_extra=EMBED)
@@ -99,38 +143,41 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
             message = f"this model does {manifest.task} and has no embeddings of texts; use /predict"
             raise ServiceError(400, "wrong_task", message)
         call = read_call(await request.body(), ("prompt_name", "truncate_dim"), manifest.task, limits)
-        answers = await _unless_gone(request, feed.answers(call))
+        if call.prompt_name is not None and call.prompt_name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise ServiceError(422, "invalid_request", f"no prompt {call.prompt_name!r}; the model has {known}")
+        answers = await _unless_gone(request, served.feed.answers(call))
         return _json({"embeddings": _plain(answers)})
 
+
+def _state_paths(app: FastAPI, served: Served) -> None:
     @app.get("/health")
     async def both() -> Response:
         """Both, and why; 200 only if ready."""
-        report = health.report()
+        report = served.health.report()
         return _json(report, 200 if report["ready"] else 503)
 
     @app.get("/health/live")
     async def live() -> Response:
-        """503 once the model has computed nothing for ``dead_after`` seconds: replace the process."""
-        reason = health.dead()
+        """503 once the backend is dead, or nothing was computed for ``dead_after`` seconds: replace the process."""
+        reason = served.health.dead()
         return _json({"live": reason is None, "reason": reason}, 503 if reason else 200)
 
     @app.get("/health/ready")
     async def ready() -> Response:
-        """503 where the last forward pass failed or is too long ago: send no requests."""
-        reason = health.unready()
+        """503 where the backend is dead, or its last forward pass is too long ago: send no requests."""
+        reason = served.health.unready()
         return _json({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(served.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/info")
     async def info() -> Response:
         """What is served, and by which limits."""
-        return _json(_info(model, settings, limits))
-
-    return app
+        return _json(served.info())
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -184,24 +231,3 @@ def _plain(answers: list[Any]) -> list[Any]:
 
 def _json(value: Any, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
-
-
-def _info(model: Model, settings: Settings, limits: Limits) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "model": manifest.source.name,
-        "task": manifest.task,
-        "labels": manifest.labels,
-        "max_length": manifest.max_length,
-        "prompts": sorted(manifest.sentence.prompts) if manifest.sentence else [],
-        "device": model.device,
-        "running": model.description,
-        "version": __version__,
-        "limits": {
-            "body_bytes": settings.max_body_bytes,
-            "texts": limits.texts,
-            "chars": limits.chars,
-            "requests": settings.max_requests,
-            "timeout_seconds": settings.timeout,
-        },
-    }

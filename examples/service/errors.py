@@ -46,7 +46,7 @@ def service_error(error: MbexportError) -> ServiceError:
     """What a client is told of an error of the runtime's."""
     message = str(error)
     if isinstance(error, InputError):
-        return ServiceError(422, "invalid_input", message)
+        return ServiceError(422, "invalid_request", message)
     if isinstance(error, BusyError):
         return ServiceError(429, "busy", message)
     if isinstance(error, DeadlineError):

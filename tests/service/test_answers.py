@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.service.process import Service
+from benchmarks.service.process import ROOT, Service
+from examples.service.settings import Settings
 from mbexport import export_onnx
 from mbexport.runtime import Model, load
 from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
-from tests.service.conftest import PATIENCE, metric
+from tests.service.conftest import PATIENCE, metric, until
 
 TEXTS = [
     "The striker scored twice in the final minutes.",
@@ -83,8 +86,8 @@ def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:
             np.testing.assert_allclose(found["embeddings"], model.embed(texts, **options), rtol=0, atol=1e-5)
         assert np.abs(model.embed(texts) - model.embed(texts, "query")).max() > 1e-2  # so a lost prompt is seen
         status, found, _ = service.ask("POST", "/embed", {"inputs": texts, "prompt_name": "quarry"})
-        assert (status, found["error"]["type"]) == (422, "invalid_texts")
-        assert "there is no prompt 'quarry'" in found["error"]["message"]
+        assert (status, found["error"]["type"]) == (422, "invalid_request")
+        assert "no prompt 'quarry'; the model has query" in found["error"]["message"]
         for wrong in (0, 1.5, True, "8", 2**40):
             assert service.ask("POST", "/embed", {"inputs": "a", "truncate_dim": wrong})[0] == 422, wrong
         assert service.ask("GET", "/info")[1]["prompts"] == ["query"]
@@ -111,7 +114,7 @@ def test_metrics_count_what_was_asked(service: Service) -> None:
     before = {name: metric(service, name) for name in ("mbexport_batch_texts_sum", "mbexport_truncated_texts_total")}
     service.ask("POST", "/predict", {"inputs": ["a", "b", "word " * 9000]})
     service.ask("GET", "/no/such/path")
-    assert metric(service, "mbexport_batch_texts_sum") >= before["mbexport_batch_texts_sum"] + 3
+    until(lambda: metric(service, "mbexport_batch_texts_sum") == before["mbexport_batch_texts_sum"] + 3)
     assert metric(service, "mbexport_truncated_texts_total") == before["mbexport_truncated_texts_total"] + 1
     assert metric(service, 'mbexport_http_requests_total{path="/predict",status="200"}') >= 1
     assert metric(service, 'mbexport_http_requests_total{path="other",status="404"}') >= 1
@@ -198,3 +201,26 @@ def test_a_connection_serves_many_requests(service: Service) -> None:
             assert answer.status == status
             json.loads(answer.read())
     connection.close()
+
+
+FOLDER = ROOT / "examples/service"
+
+
+def test_the_folder_can_be_copied(example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FOLDER, tmp_path / "my_service")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Service(example_bundle, command=("-m", "my_service")) as service:
+        service.until_ready(PATIENCE)
+        assert service.ask("POST", "/predict", {"inputs": "a"})[0] == 200
+
+
+def test_its_readme_names_every_error_and_every_setting() -> None:
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    code = "".join(path.read_text("utf-8") for path in FOLDER.glob("*.py"))
+    kinds = dict(re.findall(r'ServiceError\(\s*(\d+), "(\w+)"', code))
+    assert len(set(kinds)) >= 8
+    for status, kind in re.findall(r'ServiceError\(\s*(\d+), "(\w+)"', code):
+        if status != "499":
+            assert re.search(rf"\| [\d, ]*{status}[\d, ]* \|.*`{kind}`", readme), f"{status} {kind}"
+    for field in fields(Settings):
+        assert f"`{field.name.upper()}`" in readme
