@@ -118,7 +118,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.served = served
-    app.add_middleware(Guard, settings=settings, busy=served.busy, metrics=served.metrics)  # type: ignore[arg-type]
+    app.add_middleware(Guard, settings=settings, busy=served.busy, metrics=served.metrics)
     _answer_errors(app)
     _model_paths(app, served)
     _state_paths(app, served)

@@ -52,15 +52,9 @@ class Feed:
                 size = _size(item)
                 while pending and (len(pending) >= self.most_waiting or chars + size > self.most_chars):
                     chars -= await self._collect(pending, answers, call.items)
-                while True:
-                    try:
-                        future = await self._submit(call, number, end)
-                        break
-                    except BusyError:
-                        if number == 0:
-                            raise
-                        chars -= await self._collect(pending, answers, call.items, RETRY_SECONDS)
-                pending[asyncio.wrap_future(future)] = number
+                while (queued := await self._submit(call, number, end)) is None:
+                    chars -= await self._collect(pending, answers, call.items, RETRY_SECONDS)
+                pending[asyncio.wrap_future(queued)] = number
                 chars += size
             while pending:
                 await self._collect(pending, answers, call.items)
@@ -89,7 +83,8 @@ class Feed:
             chars += _size(items[number])
         return chars
 
-    async def _submit(self, call: Call, number: int, end: float) -> Future[Any]:
+    async def _submit(self, call: Call, number: int, end: float) -> Future[Any] | None:
+        """Queue an item; None where there is no room for one that is not the first."""
         item, left = call.items[number], end - time.monotonic()
         if left <= 0:
             raise DeadlineError(f"item {number} of {len(call.items)} was still to be queued after {self.timeout:g} s")
@@ -105,6 +100,10 @@ class Feed:
             except asyncio.CancelledError:
                 job.add_done_callback(_take_back)
                 raise
+        except BusyError:
+            if number == 0:
+                raise
+            return None
         except InputError as cause:
             fault = {"item": number, "message": str(cause)}
             raise ServiceError(422, "invalid_texts", f"item {number}: {cause}", items=[fault]) from cause

@@ -43,7 +43,7 @@ class HttpMetrics:
             registry=registry,
         )  # fmt: skip
         ProcessCollector(registry=registry)
-        registry.register(self)  # type: ignore[arg-type]  # anything with collect()
+        registry.register(self)  # anything with collect()
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Count an answer; paths that do not exist count as one."""

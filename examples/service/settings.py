@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mbexport.errors import InputError
 
@@ -56,7 +57,7 @@ class Settings:
             InputError: a value is not what its setting takes.
         """
         kinds = {PREFIX + field.name.upper(): (field.name, type(field.default)) for field in fields(cls)}
-        values = {}
+        values: dict[str, Any] = {}
         for name, text in environment.items():
             if name in kinds:
                 field, kind = kinds[name]
