@@ -46,7 +46,7 @@ def test_loading_and_running_a_bundle_stays_light(example_bundle: Path) -> None:
     script = (
         "import sys; from mbexport.runtime import load; "
         f"print(load({str(example_bundle)!r})(['The central bank raised its main interest rate.'])[0]['label']); "
-        "print({'torch', 'transformers', 'onnx', 'onnx_ir', 'click', 'cuda', 'tensorrt', 'tensorrt_rtx', "
+        "print({'torch', 'transformers', 'onnx', 'onnx_ir', 'click', 'asyncio', 'cuda', 'tensorrt', 'tensorrt_rtx', "
         "'mbexport.runtime.on_gpu'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -83,6 +83,10 @@ def test_public_names_are_documented_and_typed() -> None:
         runtime.load,
         runtime.Model.__call__,
         runtime.Model.embed,
+        runtime.Batcher.submit,
+        runtime.Batcher.__call__,
+        runtime.Batcher.answer,
+        runtime.Batcher.check,
     ]
     for function in (*public, runtime.Model.logits):
         assert "Raises:" in (function.__doc__ or ""), function

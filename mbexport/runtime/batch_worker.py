@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from mbexport.errors import BackendError, ClosedError
-from mbexport.runtime.answers import Prepared
 from mbexport.runtime.model import Model
 from mbexport.runtime.requests import Pending, Request, dead
 
@@ -161,17 +160,14 @@ class Worker:
     def _forward(self, batch: Sequence[Request]) -> Exception | None:
         """Answer a batch in one call of the model; why not all of it could be."""
         start = time.monotonic()
-        todo: list[tuple[Request, Prepared]] = []
-        for request in batch:
-            prepared = request.prepared  # None once it has ended
-            if prepared is not None and not request.past(start):
-                todo.append((request, prepared))
+        prepared = ((request, request.prepared) for request in batch)
+        todo = [(request, item) for request, item in prepared if item is not None]  # None once it has ended
         if not todo:
             return None
         self.busy_since = start
         answered: set[int] = set()
         try:
-            for number, answer in self._model.answers([prepared for _, prepared in todo]):
+            for number, answer in self._model.answers([item for _, item in todo]):
                 answered.add(number)
                 self._pending.finish(todo[number][0], _own(answer))
         except Exception as failure:
@@ -181,7 +177,7 @@ class Worker:
         if len(answered) < len(todo):
             return BackendError(f"the model gave {len(answered)} answers to {len(todo)} texts")
         self.last_success = time.monotonic()
-        tokens = sum(prepared.tokens for _, prepared in todo)
+        tokens = sum(item.tokens for _, item in todo)
         self._pending.teller.batch(len(todo), tokens, self.last_success - start)
         return None
 

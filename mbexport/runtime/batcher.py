@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import weakref
 from concurrent.futures import Future
@@ -38,7 +37,8 @@ class Batcher:
         max_delay: seconds that a text may wait, while nothing is computed, for others to fill its batch.
         max_waiting: texts that may wait, those being tokenized counted.
         max_waiting_tokens: tokens that may wait; None takes those of 16 batches. A longer text is
-            taken where nothing else waits.
+            taken where nothing else waits. So are characters, 32 for each of these tokens: what is
+            cut off a text stays in memory until it runs.
         timeout: seconds from submission to answer, for calls that give none; None for no limit.
         observer: hears of depth, batches and outcomes, e.g. ``prometheus.PrometheusObserver``.
 
@@ -160,6 +160,8 @@ class Batcher:
         Raises:
             InputError, BusyError, ClosedError, BackendError, DeadlineError: see :meth:`submit`.
         """
+        import asyncio  # here: programs without an event loop start sooner
+
         request = self._request(text, timeout)
         try:
             self._pending.admit(request)
@@ -170,15 +172,15 @@ class Batcher:
                 raise ClosedError("the batcher was closed, or the process ends") from error
             raise
         try:
-            return await asyncio.wrap_future(request)
-        except asyncio.CancelledError:
-            request.cancel()
-            raise
+            return await asyncio.wrap_future(request)  # which passes a task's cancelling on
         finally:
-            del request
+            del request  # it holds the error, which holds this frame
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more, and wait until what was taken is done. Any number of threads may call it.
+
+        In an event loop, ``await asyncio.to_thread(batcher.close)`` lets the loop go on. A callback on
+        the batcher's own thread does not wait.
 
         Args:
             drain: whether texts that wait are answered; else their callers get a ClosedError, and

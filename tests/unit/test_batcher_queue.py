@@ -12,6 +12,7 @@ import pytest
 
 from mbexport.errors import BusyError, ClosedError, InputError
 from mbexport.runtime import Batcher
+from mbexport.runtime.batch_worker import TOKENIZER_THREADS
 from mbexport.runtime.observer import Teller
 from mbexport.runtime.requests import CHARACTERS, Limits, Pending, Request
 from tests.batching import PATIENCE, Record, StandIn, held
@@ -133,6 +134,25 @@ def test_what_is_cancelled_counts_until_it_is_tokenized(model: StandIn) -> None:
             batcher.submit("b")
         model.tokenize.set()
     assert model.passes == []
+
+
+def test_what_is_cancelled_is_not_tokenized(model: StandIn) -> None:
+    model.tokenize.clear()
+    with Batcher(model) as batcher:  # type: ignore[arg-type]
+
+        async def cancelled() -> list[str]:
+            slow = [asyncio.ensure_future(batcher.answer("slow")) for _ in range(TOKENIZER_THREADS)]
+            given_up = asyncio.ensure_future(batcher.answer("given up"))
+            while batcher.waiting < len(slow) + 1:
+                await asyncio.sleep(0)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            model.tokenize.set()
+            return await asyncio.gather(*slow)
+
+        asyncio.run(asyncio.wait_for(cancelled(), PATIENCE))
+    assert model.tokenized == ["slow"] * TOKENIZER_THREADS
 
 
 def test_too_many_tokens_are_refused(model: StandIn) -> None:
