@@ -51,7 +51,7 @@ def news() -> Texts:
     """Articles, divided as the example's training divided them."""
     texts, topics = articles()
     order = list(range(len(texts)))
-    random.Random(SEED).shuffle(order)
+    random.Random(SEED).shuffle(order)  # noqa: S311
     examples = [Example(text, topic) for text, topic in zip(texts, topics, strict=True)]
     held_out = set(order[: len(order) // 5])
     training = [example for number, example in enumerate(examples) if number not in held_out]

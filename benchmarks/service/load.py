@@ -96,7 +96,7 @@ class Client:
     """
 
     def __init__(self, port: int, requests: Sequence[bytes], seed: int = 0) -> None:
-        self.port, self.requests, self.random = port, requests, random.Random(seed)
+        self.port, self.requests, self.random = port, requests, random.Random(seed)  # noqa: S311
         self.jobs: list[Job] = []
         self.free: list[Connection] = []
         self.outstanding = 0
