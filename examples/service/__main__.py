@@ -13,7 +13,7 @@ from mbexport.errors import BackendError, MbexportError
 from mbexport.runtime import Model, load
 
 from .app import create_app
-from .connections import Connection
+from .connections import connections
 from .settings import Settings
 
 
@@ -38,7 +38,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
             app,
             host=host,
             port=port,
-            http=Connection,
+            http=connections(settings.read_timeout),
             ws="none",
             access_log=False,  # /metrics counts
             limit_concurrency=settings.max_connections,

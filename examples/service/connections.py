@@ -6,19 +6,18 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_SECONDS = 10.0
-
 
 class Connection(H11Protocol):
-    """Closes a connection that is between requests, and has sent a part of one, for HEADER_SECONDS.
+    """Closes a connection that has said nothing yet, or a part of a request's headers, for ``seconds``.
 
     Bodies have a limit of their own (guard.py), idle connections one of uvicorn's.
     """
 
+    seconds: float
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come, and has said nothing."""
+        """A client has come."""
         super().connection_made(transport)
         self._watch()
 
@@ -39,9 +38,14 @@ class Connection(H11Protocol):
                 self._timer.cancel()
                 self._timer = None
         elif self._timer is None:
-            self._timer = self.loop.call_later(HEADER_SECONDS, self._late)
+            self._timer = self.loop.call_later(self.seconds, self._late)
 
     def _late(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def connections(seconds: float) -> type[Connection]:
+    """For uvicorn's ``http``: the class of connections that wait so long for headers."""
+    return type("Connection", (Connection,), {"seconds": seconds})

@@ -92,7 +92,7 @@ class Guard:
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; None where the client went away."""
-        most, seconds = self.settings.max_body_bytes, self.settings.body_timeout
+        most, seconds = self.settings.max_body_bytes, self.settings.read_timeout
         chunks: list[bytes] = []
         size, end = 0, time.monotonic() + seconds
         while True:

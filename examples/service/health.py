@@ -7,11 +7,14 @@ pass succeeded for a third of ``ready_window``, it runs one, through the batcher
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
 from mbexport.errors import MbexportError
 from mbexport.runtime import Batcher
+
+log = logging.getLogger("uvicorn.error")
 
 
 class Health:
@@ -62,6 +65,8 @@ class Health:
                     await asyncio.to_thread(self.batcher.check, every)
                     self._failure = None
                 except MbexportError as cause:
+                    if self._failure is None:
+                        log.error("the model does not compute: %s", cause)
                     self._failure = str(cause)
             await asyncio.sleep(min(every, max(every - self.age, every / 10)))
 

@@ -31,7 +31,7 @@ class Settings:
     max_body_bytes: int = 2_000_000
     max_texts: int = 1000  # of a request; of multiple choice every choice counts
     max_chars: int = 0  # of a text; 0: 32 for each token that the model takes, 100,000 at least
-    body_timeout: float = 10.0  # until a request's body is there
+    read_timeout: float = 10.0  # until a request's headers are there, and then until its body is
     timeout: float = 30.0  # until its answer is
 
     max_waiting: int = 1024  # texts in the queue

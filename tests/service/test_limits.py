@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.service.process import ROOT, Service
+from examples.service.settings import Settings
+from mbexport.errors import InputError
 from mbexport.runtime import Model
 from tests.service.conftest import PATIENCE, Held, metric, until
 
@@ -22,7 +24,7 @@ from tests.service.conftest import PATIENCE, Held, metric, until
 @pytest.fixture(scope="module")
 def small(example_bundle: Path) -> Iterator[Service]:
     """A service with limits that are soon met."""
-    limits = {"max_body_bytes": 300_000, "max_texts": 8, "max_chars": 1000, "body_timeout": 0.5}
+    limits = {"max_body_bytes": 300_000, "max_texts": 8, "max_chars": 1000, "read_timeout": 0.5}
     with Service(example_bundle, **limits) as running:
         running.until_ready(PATIENCE)
         yield running
@@ -99,6 +101,17 @@ def test_a_body_that_does_not_come_is_not_waited_for(small: Service) -> None:
     assert b"9 bytes" in answer
 
 
+@pytest.mark.parametrize(("requests_before", "sent"), [(0, b""), (0, b"GET /hea"), (1, b"GET /hea")])
+def test_headers_that_do_not_come_are_not_waited_for(small: Service, requests_before: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", small.port), timeout=PATIENCE) as client:
+        for _ in range(requests_before):
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        client.sendall(sent)
+        while client.recv(4096):  # until the service closes it
+            pass
+
+
 def test_a_client_that_leaves_amid_its_body_leaves_nothing_behind(small: Service) -> None:
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", small.port), timeout=PATIENCE) as client:
@@ -144,22 +157,41 @@ def test_a_full_queue_refuses_and_what_waits_is_answered(held: Callable[..., Hel
 
 
 BAD_SETTINGS = {
-    "MBEXPORT_MAX_TEXTS": ("0", "expected a whole number from 1"),
-    "MBEXPORT_TIMEOUT": ("nan", "expected a number of seconds"),
-    "MBEXPORT_THREADS": ("two", "expected a whole number from 0"),
-    "MBEXPORT_LISTEN": ("8000", "expected HOST:PORT"),
-    "MBEXPORT_DEAD_AFTER": ("3", "expected more than MBEXPORT_READY_WINDOW"),
-    "MBEXPORT_BUNDLE": ("no/such/bundle", "no/such/bundle"),
-    "MBEXPORT_REQUIRE_DEVICE": ("cuda", "the model runs on cpu"),
+    "MAX_TEXTS": ("0", "expected a whole number from 1"),
+    "TIMEOUT": ("nan", "expected a number of seconds"),
+    "THREADS": ("two", "expected a whole number from 0"),
+    "LISTEN": ("8000", "expected HOST:PORT"),
+    "DEAD_AFTER": ("3", "expected more than MBEXPORT_READY_WINDOW"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_setting_that_cannot_be_is_one_line_and_exit_code_2(name: str, example_bundle: Path) -> None:
+def test_a_setting_that_cannot_be_is_refused(name: str) -> None:
     value, message = BAD_SETTINGS[name]
-    environment = {**os.environ, "MBEXPORT_BUNDLE": str(example_bundle), "PYTHONPATH": str(ROOT), name: value}
+    with pytest.raises(InputError, match=message):
+        Settings.from_environment({f"MBEXPORT_{name}": value})
+
+
+def test_other_variables_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.from_environment({"MBEXPORT_MAX_TEXT": "3", "MBEXPORT_MAX_TEXTS": "4", "PATH": "x"})
+    assert settings == Settings(max_texts=4)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "MBEXPORT_MAX_TEXT is no setting of this service; those are MBEXPORT_BUNDLE"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("BUNDLE", "no/such/bundle", "no/such/bundle"), ("REQUIRE_DEVICE", "cuda", "the model runs on cpu")],
+)
+def test_a_service_that_cannot_start_says_why_in_one_line(
+    name: str, value: str, message: str, example_bundle: Path
+) -> None:
+    given = {"MBEXPORT_BUNDLE": str(example_bundle), f"MBEXPORT_{name}": value, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "examples.service"]
-    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    ended = subprocess.run(
+        command, check=False, env={**os.environ, **given}, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 2
     assert message in ended.stderr
     assert ended.stderr.startswith("service: error: ")
