@@ -1,14 +1,17 @@
 """examples/service with a backend that a test holds: it computes, hangs or fails, as a file says.
 
-The file named on the command line says ``hang`` or ``fail``; without it, forward passes run as ever.
+The file named on the command line says ``hang``, ``fail`` or ``nan``; without it, forward passes run as ever.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 from examples.service.__main__ import load_model, serve
 from examples.service.app import create_app
@@ -25,14 +28,13 @@ def held_run(self: OnnxRuntimeBackend, *arguments: object, **rest: object) -> ob
         time.sleep(0.01)
     if order == "fail":
         raise BackendError("the device is lost")
-    return real_run(self, *arguments, **rest)
+    outputs = real_run(self, *arguments, **rest)
+    return {name: values * np.nan for name, values in outputs.items()} if order == "nan" else outputs
 
 
 if __name__ == "__main__":
     settings = Settings.from_environment(os.environ)
     model = load_model(settings)
     OnnxRuntimeBackend.run = held_run
-    import signal
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve(create_app(model, settings), settings)

@@ -53,6 +53,13 @@ def test_a_dead_backend_is_shown_by_ready_and_live(held: Callable[..., Held]) ->
     assert one.service.end() == 0
 
 
+def test_a_model_that_computes_nan_is_no_answer(held: Callable[..., Held]) -> None:
+    one = held()
+    one.order("nan")
+    status, found, _ = one.service.ask("POST", "/predict", {"inputs": "a"})
+    assert (status, found["error"]["type"]) == (500, "not_finite")
+
+
 def test_a_device_that_dies_while_nobody_asks_is_found(held: Callable[..., Held]) -> None:
     one = held(ready_window=0.3, dead_after=0.9)
     one.order("fail")
