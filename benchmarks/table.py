@@ -101,6 +101,32 @@ def packing() -> str:
     return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
 
 
+def service() -> str:
+    """What the service takes, and what it does with four times as much."""
+    result = _load("service.json")
+    capacity, overload, memory = result["capacity"], result["overload"], result["memory_megabytes"]
+    tokens, refused = result["texts"]["tokens"], overload["refused_ms"]
+    rows = {
+        "texts": f"{result['texts']['texts']} in {result['texts']['requests']} requests; tokens: median "
+        f"{tokens['median']}, mean {tokens['mean']}, most {tokens['max']}",
+        "capacity": f"{capacity['accepted_per_second']} requests/s ({capacity['texts_per_second']} texts/s); "
+        f"p50 {capacity['accepted_ms']['p50']} ms, p99 {capacity['accepted_ms']['p99']} ms",
+        "offered": f"{overload['offered_per_second']:.0f} requests/s for {overload['seconds']:.0f} s: "
+        f"{overload['sent']}",
+        "accepted": f"{overload['statuses'].get('200', 0)}; p50 {overload['accepted_ms']['p50']} ms, p99 "
+        f"{overload['accepted_ms']['p99']} ms, longest {overload['accepted_ms']['max']} ms",
+        "refused (429)": f"{overload['statuses'].get('429', 0)}; p50 {refused['p50']} ms, p99 {refused['p99']} ms",
+        "other answers": str(sum(n for status, n in overload["statuses"].items() if status not in ("0", "200", "429"))),
+        "wrong, lost": f"{overload['wrong']}, {overload['lost']}",
+        "memory": f"{memory['warm']} MB after warm-up, {memory['most']} MB at most: {memory['growth_percent']:+.1f} %",
+        "ready during the overload": f"{result['ready']['asked'] - result['ready']['not_ready']} of "
+        f"{result['ready']['asked']} probes, the slowest {result['ready']['slowest_ms']} ms",
+        "killed, started again": f"first answer after {result['restart_seconds']['first_answer']} s",
+    }
+    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    return "\n".join([f"{result['machine']}; {result['date']}.", "", *lines])
+
+
 def cpu() -> str:
     """Every contender on every workload."""
     return markdown(read(RESULTS / "cpu.json"))
@@ -109,7 +135,7 @@ def cpu() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "example-bench": example, "export-table": export, "masked-lm-table": masked_lm, "cpu-table": cpu,
     "half-table": half, "engines-table": engines, "int8-quality-table": quality_table, "int8-speed-table": speed_table,
-    "start-table": start, "packing-table": packing,
+    "start-table": start, "packing-table": packing, "service-table": service,
 }  # fmt: skip
 
 

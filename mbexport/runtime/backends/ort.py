@@ -43,6 +43,8 @@ class OnnxRuntimeBackend:
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, and said once
+        if provider == CPU:  # a plan of memory is kept for every shape that comes, and texts have thousands
+            options.enable_mem_pattern = False
         if as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
