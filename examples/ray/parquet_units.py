@@ -185,7 +185,7 @@ def answered(model: Model, texts: Iterable[Any]) -> Iterator[tuple[list[tuple[An
         BackendError: the forward pass failed.
     """
     waiting: list[Any] = []
-    tokens, most = 0, max(BATCH_TOKENS, 4 * model.batch_tokens)
+    tokens, most = 0, max(BATCH_TOKENS, model.batch_tokens)
     for group in _groups(texts):
         items = _prepared(model, group)
         waiting += items

@@ -32,7 +32,7 @@ KIND = {422: "invalid_input", 429: "busy", 503: "unavailable", 504: "deadline", 
 CHECK_SECONDS = 20.0  # for a forward pass of one token, between batches
 DRAIN_SECONDS, CLOSE_SECONDS = 30.0, 5.0  # for requests to be answered; then for the batcher to end
 log = logging.getLogger("ray.serve")
-QUEUED_BATCHES = 16
+QUEUED_BATCHES = 4
 BUSY_GPU = 32  # requests that keep one busy
 
 

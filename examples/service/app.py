@@ -29,7 +29,7 @@ from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
 T = TypeVar("T")
 # In units of what keeps the device busy. Texts of mixed lengths fill all cores evenly, one core each, only
 # where there are many; what waits is a fraction of a second's work.
-IN_BATCH, IN_QUEUE = 4, 16
+IN_QUEUE = 4  # batches
 CLOSE_SECONDS = 2.0
 
 
@@ -48,7 +48,7 @@ class Served:
         self.most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
         self.batcher = Batcher(
             model,
-            max_tokens=settings.max_batch_tokens or IN_BATCH * model.batch_tokens,
+            max_tokens=settings.max_batch_tokens or model.batch_tokens,
             max_delay=settings.max_delay,
             max_waiting=settings.max_waiting,
             # More than busy() lets in: what was let in is seldom refused after it was read and tokenized.

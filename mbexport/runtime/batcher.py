@@ -14,7 +14,7 @@ from mbexport.runtime.model import Model
 from mbexport.runtime.observer import Observer, Teller
 from mbexport.runtime.requests import Limits, Pending, Request, outcome_of
 
-WAITING_BATCHES = 16  # that may wait, where no limit is given
+WAITING_BATCHES = 4  # that may wait, where no limit is given
 
 
 class Batcher:
@@ -36,7 +36,7 @@ class Batcher:
             longer text runs alone.
         max_delay: seconds that a text may wait, while nothing is computed, for others to fill its batch.
         max_waiting: texts that may wait, those being tokenized counted.
-        max_waiting_tokens: tokens that may wait; None takes those of 16 batches. A longer text is
+        max_waiting_tokens: tokens that may wait; None takes those of 4 batches. A longer text is
             taken where nothing else waits. So are characters, 32 for each of these tokens: what is
             cut off a text stays in memory until it runs.
         timeout: seconds from submission to answer, for calls that give none; None for no limit.

@@ -17,6 +17,7 @@ from mbexport.runtime.cpu_limit import available_cores, container_cores
 from mbexport.runtime.schedule import MOST_LANES, MOST_TOKENS, Run, plan_runs, share_cores
 
 T = TypeVar("T")
+RUNS_A_CORE = 4  # of texts of mixed lengths; benchmarks/NOTES.md has the figures
 
 
 class Cores:
@@ -53,8 +54,8 @@ class Cores:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens that keep all cores busy."""
-        return MOST_TOKENS * (min(self._count, MOST_LANES) if self._share else 1)
+        """Tokens that keep all cores busy, of mixed lengths, too: they fill the cores evenly only together."""
+        return MOST_TOKENS * (RUNS_A_CORE * min(self._count, MOST_LANES) if self._share else 1)
 
     def plan(self, lengths: Sequence[int]) -> list[Run]:
         """See :func:`plan_runs`."""
