@@ -76,10 +76,10 @@ def test_a_long_text_among_short_ones(model: Model) -> None:
     texts = [*some_texts(40), "The minister spoke of the tax. " * 300, *some_texts(40)]
     alone = [model([text])[0] for text in texts]
     record = Record()
-    with Batcher(model, max_waiting_tokens=100_000, observer=record) as batcher:
+    with Batcher(model, max_tokens=1024, max_waiting_tokens=100_000, observer=record) as batcher:
         futures = [batcher.submit(text) for text in texts]
         assert_equal([future.result(PATIENCE) for future in futures], alone)
-    long = [size for size, tokens in record.batches if tokens > model.batch_tokens]
+    long = [size for size, tokens in record.batches if tokens > 1024]
     assert long == [1]
 
 
