@@ -336,7 +336,7 @@ def predict(  # noqa: PLR0913 (one parameter an option)
 @click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
 @click.option(
     "--precision", type=click.Choice(RUNTIME_PRECISIONS), default="auto", show_default=True,
-    help="auto packs the graph that this CPU runs: INT8 where its quality gate passed, else FP32.",
+    help="auto packs the graph that this CPU runs; of INT8 there is nothing to pack.",
 )  # fmt: skip
 @common_options
 def prepack(bundle: Path, precision: str, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -137,8 +138,14 @@ def new_directory(target: Path, *, replace: bool) -> Iterator[Path]:
         if replace and target.exists():
             aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
             os.replace(target, aside)
-            os.replace(temporary, target)
-            shutil.rmtree(aside, ignore_errors=True)  # the new one stands; what cannot go is no failure
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.replace(aside, target)
+                raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)  # what cannot go is no failure
         else:
             os.replace(temporary, target)
     except OSError as cause:

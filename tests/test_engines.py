@@ -111,6 +111,8 @@ def test_packed_engines_of_the_example_for_three_gpus(example_bundle: Path, tmp_
         f"engines/{gpu}-fp16-packed.engine" for gpu in ("t4", "a100", "rtx4090")
     ]
     assert {(engine.packed, engine.graph) for engine in engines} == {(True, "onnx/model_fp16_packed.onnx")}
+    with pytest.warns(EarlierGraphWarning, match=r"changed, and engines/t4-fp16-packed\.engine, .*of an earlier form"):
+        build_engine(bundle, gpu="l4", profiles=SMALL, keep_fp32=["head"])
     refused = run(bundle, "--gpu", "a100", "--packed", "--profile", "1x1:8x512:32x8192")
     assert refused.exit_code == 2
     assert "32 packed rows of 8192 places" in refused.stderr
@@ -134,7 +136,7 @@ def test_parts_kept_in_fp32(example_bundle: Path, tmp_path: Path) -> None:
     with pytest.warns(EarlierGraphWarning) as warned:
         (mixed,) = build_engine(bundle, gpu="a10", profiles=SMALL, keep_fp32=["head"])
     assert [str(warning.message).split(";")[0] for warning in warned] == [
-        "onnx/model_fp16.onnx was written anew, and engines/l4-fp16.engine is of an earlier one"
+        "onnx/model_fp16.onnx changed, and engines/l4-fp16.engine is of an earlier form"
     ]
     shown = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
     assert "onnx/model_fp16.onnx: fp16, head in fp32, tensorrt, opset 23" in shown
@@ -189,7 +191,7 @@ def test_engines_left_behind_are_named_also_where_the_build_fails(
     assert result.exit_code == 2
     warning, error = result.stderr.splitlines()
     assert warning.startswith(
-        "warning: onnx/model_fp16.onnx was written anew, and engines/t4-fp16.engine, engines/a10-fp16.engine are of "
+        "warning: onnx/model_fp16.onnx changed, and engines/t4-fp16.engine, engines/a10-fp16.engine are of an "
     )
     assert error == "mbexport: error: no kernel"
     assert run(bundle, "--gpu", "a10", "--keep-fp32", "head").stderr == f"{error}\n"  # nothing was written anew

@@ -8,7 +8,8 @@ from mbexport import manifest as manifests
 from mbexport.bundle.graphs import check_packable, write_packed_graph
 from mbexport.bundle.stored import external_tensors
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.manifest import Graph
+from mbexport.errors import BundleError
+from mbexport.manifest import Graph, Manifest
 from mbexport.writing import cannot_write
 
 
@@ -31,7 +32,13 @@ def ensure_packed_graph(bundle: Path, graph: Graph) -> Graph:
     check_packable(spec)
     try:
         packed = write_packed_graph(spec, external_tensors(bundle / graph.file), bundle, graph)
-        manifests.update(bundle, lambda current: current.with_graph(packed))
+
+        def placing(current: Manifest) -> Manifest:
+            if graph not in current.graphs:
+                raise BundleError(f"{bundle / graph.file} was replaced while it was packed; run this again")
+            return current.with_graph(packed)
+
+        manifests.update(bundle, placing)
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return packed

@@ -92,7 +92,7 @@ def build_engines(
             progress=_part(progress, 0, parts, "graph"),
         )
         reports = []
-        with _warning_of_earlier(bundle, graph, manifest):
+        with _warning_of_earlier(bundle, manifest):
             source = prepare(bundle / graph.file, spec.layer_is_global)
             for number, target in enumerate(targets, start=1):
                 profiles = chosen or default_profiles(
@@ -119,21 +119,21 @@ def _check_kept(targets: Sequence[Target], keep_fp32: Sequence[str], spec: Model
 
 
 @contextmanager
-def _warning_of_earlier(bundle: Path, graph: Graph, before: Manifest) -> Iterator[None]:
-    """Warn, once the block has ended in whatever way, of engines that a new graph left behind."""
+def _warning_of_earlier(bundle: Path, before: Manifest) -> Iterator[None]:
+    """Warn, once the block has ended in whatever way, of engines whose graph was there before and is no more."""
     try:
         yield
     finally:
-        if graph not in before.graphs:
-            engines = [e for e in manifests.read(bundle).engines if e.graph == graph.file]
-            earlier = [engine.file for engine in engines if engine.graph_sha256 != graph.sha256]
-            if earlier:
-                warnings.warn(
-                    f"{graph.file} was written anew, and {', '.join(earlier)} {'is' if len(earlier) == 1 else 'are'} "
-                    "of an earlier one; build again what should be of this one",
-                    EarlierGraphWarning,
-                    stacklevel=5,
-                )
+        now = manifests.read(bundle)
+        earlier = [engine for engine in now.engines if before.origin(engine) is not None and now.origin(engine) is None]
+        if earlier:
+            graphs = sorted({engine.graph for engine in earlier})
+            warnings.warn(
+                f"{', '.join(graphs)} changed, and {', '.join(engine.file for engine in earlier)} "
+                f"{'is' if len(earlier) == 1 else 'are'} of an earlier form; build again what should be of this one",
+                EarlierGraphWarning,
+                stacklevel=5,
+            )
 
 
 def _part(progress: Progress, number: int, total: int, name: str) -> Progress:

@@ -8,6 +8,7 @@ shape, whatever comes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +21,11 @@ LATENCY_FASTEST = (1, 128)
 THROUGHPUT_FASTEST = (8, 512)
 MOST_TEXTS = 32
 MEMORY_SHARE = 1 / 4
-# Of each pair of places in a packed row, for attention and, where texts are pooled by a mean, again for that.
-PAIR_BYTES = 2.6
+# Of each pair of places in a packed row, for attention and, where texts are pooled by a mean, again for that: in half
+# precision, and in FP32.
+PAIR_BYTES, PAIR_BYTES_FP32 = 2.6, 4.3
 LARGEST_TENSOR = 2**31 - 1  # elements; TensorRT refuses more
+LONGEST_PACKED = math.isqrt(LARGEST_TENSOR)  # places of a packed row, whose pairs are one tensor
 
 
 def default_profiles(
@@ -37,6 +40,7 @@ def default_profiles(
         precision: one of ENGINE_PRECISIONS.
         packed: the rows hold several texts each.
     """
+    max_length = min(max_length, LONGEST_PACKED) if packed else max_length
     texts = MOST_TEXTS
     while texts > 1 and not _fits(texts, max_length, gpu, spec, precision, packed=packed):
         texts //= 2
@@ -65,14 +69,16 @@ def activation_bytes(texts: int, length: int, spec: ModelSpec, precision: str, *
     """
     half = texts * length * max(23 * spec.hidden_size, 11 * spec.hidden_size + 6 * spec.intermediate_size)
     encoder = half if precision != "fp32" else 2 * half + 2 * 4 * texts * spec.num_heads * length**2
-    return encoder + _pair_bytes(texts, length, spec, packed=packed) + (2 + 4) * _logits(texts, length, spec)
+    pairs = _pair_bytes(texts, length, spec, precision) if packed else 0
+    return encoder + pairs + (2 + 4) * _logits(texts, length, spec)
 
 
-def _pair_bytes(texts: int, length: int, spec: ModelSpec, *, packed: bool) -> int:
+def _pair_bytes(texts: int, length: int, spec: ModelSpec, precision: str) -> int:
     """What it takes to tell the texts of packed rows apart, in bytes."""
     stage = spec.sentence or spec.head
     means = stage is not None and (stage.pooling or "").endswith(("mean", "mean_sqrt_len"))
-    return round(PAIR_BYTES * (1 + means) * texts * length**2) if packed else 0
+    of_each = PAIR_BYTES_FP32 if precision == "fp32" else PAIR_BYTES
+    return round(of_each * (1 + means) * texts * length**2)
 
 
 def _logits(texts: int, length: int, spec: ModelSpec) -> int:
@@ -101,10 +107,10 @@ def chosen_profiles(
             )
         rows, length = profile.largest
         if packed and rows * length**2 > LARGEST_TENSOR:
-            most = max(1, LARGEST_TENSOR // length**2)
+            most, longest = LARGEST_TENSOR // length**2, min(length, LONGEST_PACKED)
             raise InputError(
                 f"the profile {profile} has {rows} packed rows of {length} places, and a tensor of TensorRT's holds "
-                f"the pairs of {most} such rows; end it with {most}x{length}"
+                f"the pairs of {most} such rows; end it with {max(1, most)}x{longest}"
             )
         # TensorRT-RTX 1.7 builds such an engine without a word, and counts its memory wrong.
         if _logits(*profile.largest, spec) > LARGEST_TENSOR:

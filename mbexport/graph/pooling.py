@@ -1,4 +1,4 @@
-"""Tokens to one vector of a text; sums are float32 whatever the encoder's precision."""
+"""Tokens to one vector of a text; sums are float32 whatever the encoder's precision, but those of packed rows."""
 
 from __future__ import annotations
 

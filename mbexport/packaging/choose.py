@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Engine, Graph, Manifest, WeightsFile
 from mbexport.options import QUANTIZED
-from mbexport.runtime.graphs import NEVER_SATURATES, QualityWarning, doubt, warning_of
+from mbexport.runtime.graphs import NEVER_SATURATES, QualityWarning, doubt, warning_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def choose(bundle: Path, manifest: Manifest, device: str, precision: str, engine
     else:
         fused = [graph for graph in manifest.graphs if graph.precision == "fp32" and graph.fused]
         graph = max(fused, key=lambda graph: graph.selects_tokens, default=None) or _portable(bundle, manifest)
-    return Choice(graph, None, _weights(bundle, manifest, graph), device)
+    return Choice(graph, None, weights_of(bundle, manifest, graph), device)
 
 
 def _portable(bundle: Path, manifest: Manifest) -> Graph:
@@ -110,9 +110,3 @@ def _engine(bundle: Path, manifest: Manifest, name: str) -> Engine:
 def _warn(file: Path, fault: str | None) -> None:
     if fault is not None:
         warnings.warn(warning_of(file, fault), QualityWarning, stacklevel=5)
-
-
-def _weights(bundle: Path, manifest: Manifest, graph: Graph) -> tuple[WeightsFile, ...]:
-    """The files that a graph names as the places of its tensors; their names stand in it as they are."""
-    content = (bundle / graph.file).read_bytes()
-    return tuple(weights for weights in manifest.weights if PurePosixPath(weights.file).name.encode() in content)

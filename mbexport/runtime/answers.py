@@ -64,7 +64,7 @@ def parts_of(items: Sequence[Any], task: str) -> list[list[Text]]:
 
 
 def _question(number: int, item: Any) -> tuple[str, Sequence[str]]:
-    if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], str) or not len(item[1]):
+    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], (list, tuple)) or not item[1]:
         raise InputError(
             f"item {number}: multiple choice takes pairs of a text and its choices: [(text, [choice, ...]), ...]"
         )

@@ -18,24 +18,26 @@ def available_cores() -> int:
 
 
 def container_cores() -> int | None:
-    """:func:`available_cores` where a control group gives fewer than there are, which ONNX Runtime does not see."""
-    return available_cores() if any(quota <= (os.cpu_count() or 1) - 1 for quota in _quotas()) else None
+    """:func:`available_cores` where those are fewer than the machine has, which ONNX Runtime counts; else None."""
+    cores = available_cores()
+    return cores if cores < (os.cpu_count() or 1) else None
 
 
 def _quotas() -> Iterator[float]:
     """Cores' worth of CPU time of each control group that the process is in, where that is limited."""
     for line in _words(OWN, "\n"):
-        _, controllers, path = line.split(":", 2)
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
         if controllers == "":  # version 2: one tree for all; a limit may stand at each level
-            for folder in _upwards(CGROUPS, path):
-                limit = _words(folder / "cpu.max")
-                if len(limit) == 2 and limit[0] != "max":
-                    yield int(limit[0]) / int(limit[1])
+            limits = [_words(folder / "cpu.max") for folder in _upwards(CGROUPS, path)]
         elif "cpu" in controllers.split(","):
-            for folder in _upwards(CGROUPS / "cpu", path):
-                quota, period = (_words(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-                if quota and period and int(quota[0]) > 0:
-                    yield int(quota[0]) / int(period[0])
+            folders = _upwards(CGROUPS / "cpu", path)
+            limits = [[*_words(own / "cpu.cfs_quota_us"), *_words(own / "cpu.cfs_period_us")] for own in folders]
+        else:
+            continue
+        for limit in limits:
+            if len(limit) == 2 and all(word.isdecimal() and int(word) for word in limit):  # else "max", or -1: none
+                yield int(limit[0]) / int(limit[1])
 
 
 def _upwards(root: Path, path: str) -> list[Path]:

@@ -47,7 +47,9 @@ def choose_engines(manifest: Manifest, gpu: Device, precision: str, installed: C
     faults = {engine: _fault(engine, gpu, installed) for engine in wanted}
     if precision == "auto":
         faults = {engine: fault or _not_automatic(engine, manifest) for engine, fault in faults.items()}
-    fitting = sorted((engine for engine in wanted if faults[engine] is None), key=lambda engine: _rank(engine, gpu))
+    fitting = [engine for engine in wanted if faults[engine] is None]
+    longest = min(manifest.max_length, max(map(_longest, fitting), default=0))
+    fitting.sort(key=lambda engine: _rank(engine, gpu, manifest, longest))
     return Choice(tuple(fitting), tuple(f"{e.file} {fault}" for e, fault in faults.items() if fault is not None))
 
 
@@ -122,11 +124,22 @@ def _release(version: str) -> str:
     return ".".join(version.split(".")[:3])
 
 
-def _rank(engine: Engine, gpu: Device) -> tuple[int, ...]:
-    """Smaller is better: precision, built for this very model of GPU, tuned on a GPU, packed, the longest texts."""
-    longest = max(profile.largest[1] for profile in parse_profiles(engine.profile))
+def _rank(engine: Engine, gpu: Device, manifest: Manifest, longest: int) -> tuple[int, ...]:
+    """Smaller is better.
+
+    By precision, built for this very model of GPU, tuned on a GPU, taking texts of ``longest`` tokens, of a graph that
+    is still the bundle's, packed, and the longest texts.
+    """
     order = AUTOMATIC.index(engine.precision) if engine.precision in AUTOMATIC else 0  # a named one has no others
-    return (order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", not engine.packed, -longest)
+    return (
+        order, not names_model(engine.gpu, gpu.name), engine.builder != "tensorrt", _longest(engine) < longest,
+        manifest.origin(engine) is None, not engine.packed, -_longest(engine),
+    )  # fmt: skip
+
+
+def _longest(engine: Engine) -> int:
+    """Tokens of the longest text that an engine takes."""
+    return max(profile.largest[1] for profile in parse_profiles(engine.profile))
 
 
 def installed_version(builder: str) -> str | None:

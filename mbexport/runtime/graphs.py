@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mbexport.errors import BundleError, InputError
-from mbexport.manifest import Graph, Manifest
+from mbexport.manifest import Graph, Manifest, WeightsFile
 from mbexport.runtime.saturation import products_saturate
 
 NOT_ON_CPU = frozenset({"bf16", "fp8"})  # precisions that ONNX Runtime has no kernels of there
@@ -114,3 +114,13 @@ def choose_graphs(bundle: Path, manifest: Manifest, precision: str, reasons: Seq
         have = ", ".join(sorted({graph.precision for graph in manifest.graphs})) or "none"
         raise BundleError("; ".join([f"{bundle} holds no {wanted} graph; it has {have}", *reasons]))
     return sorted(graphs, key=lambda graph: (graph.packed, graph.selects_tokens, graph.fused), reverse=True)
+
+
+def weights_of(bundle: Path, manifest: Manifest, graph: Graph) -> tuple[WeightsFile, ...]:
+    """The files that a graph names as the places of its tensors; their names stand in it as they are.
+
+    Raises:
+        OSError: the graph's file cannot be read.
+    """
+    content = (bundle / graph.file).read_bytes()
+    return tuple(weights for weights in manifest.weights if PurePosixPath(weights.file).name.encode() in content)

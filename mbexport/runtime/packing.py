@@ -77,9 +77,10 @@ def positions_of(texts: IntArray) -> IntArray:
         texts: [batch, sequence], a number for each text of a row, one behind another; 0 is padding.
 
     Returns:
-        [batch, sequence], from 0 for each text.
+        [batch, sequence], from 0 for each text, and 0 in padding: no table of positions need reach as far as a row.
     """
     places = np.arange(texts.shape[1])
     begins = np.ones_like(texts, bool)
     begins[:, 1:] = texts[:, 1:] != texts[:, :-1]
-    return np.asarray(places - np.maximum.accumulate(np.where(begins, places, 0), axis=1), np.int64)
+    within = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    return np.where(texts == 0, 0, within).astype(np.int64)

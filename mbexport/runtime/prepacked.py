@@ -11,25 +11,27 @@ import platform
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from mbexport import manifest as manifests
-from mbexport.errors import BackendError
+from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.files import read_json, to_json, write_atomically
-from mbexport.manifest import Graph
-from mbexport.runtime.backends.ort import CPU
-from mbexport.runtime.graphs import cpu_graph
+from mbexport.manifest import Graph, Manifest
+from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend
+from mbexport.runtime.graphs import cpu_graph, weights_of
 
-FOLDER, RECORD, GRAPH = "prepacked", "prepacked.json", "model.onnx"
-DATA = f"{GRAPH}_data"
+FOLDER, RECORD = "prepacked", "prepacked.json"
 LEAST_BYTES = "1024"  # of a tensor that goes to the weights' file; smaller ones are kept in the graph
 
 
 def prepack(bundle: Path, precision: str = "auto") -> Path:
     """Pack the weights of the graph that :func:`mbexport.runtime.load` takes on this CPU.
 
+    What is there and fits stays as it is: processes may have it mapped.
+
     Args:
-        bundle: the bundle; gets a folder, or another in the place of an earlier one.
+        bundle: the bundle; gets a folder.
         precision: as ``load`` takes it.
 
     Returns:
@@ -37,34 +39,61 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
 
     Raises:
         BundleError: the bundle is damaged, cannot be written to, or has no such graph.
-        InputError: the precision needs a GPU.
-        BackendError: ONNX Runtime refuses the graph.
+        InputError: the precision needs a GPU, or the graph is INT8, whose packed weights ONNX Runtime cannot load.
+        BackendError: ONNX Runtime refuses the graph, or answers otherwise with what it packed.
     """
-    from mbexport.writing import new_directory  # a runtime only reads
+    from mbexport.locking import locked  # a runtime only reads
+    from mbexport.writing import cannot_write, new_directory
 
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
     graph = cpu_graph(bundle, manifest, precision)
+    if graph.needs_gate:
+        raise InputError(
+            f"{bundle / graph.file} is {graph.precision}, and ONNX Runtime crashes on packed weights of that; "
+            "pack the other graph with --precision fp32, for load(..., precision='fp32')"
+        )
     folder = folder_of(bundle, graph)
-    with new_directory(folder, replace=True) as directory:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if graph.fused:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.optimized_model_filepath = str(directory / GRAPH)
-        for key, value in {
-            "optimized_model_external_initializers_file_name": DATA,
-            "optimized_model_external_initializers_min_size_in_bytes": LEAST_BYTES,
-            "save_external_prepacked_constant_initializers": "1",
-        }.items():
-            options.add_session_config_entry(f"session.{key}", value)
-        try:
-            onnxruntime.InferenceSession(str(bundle / graph.file), options, providers=[CPU])
-        except Exception as cause:  # onnxruntime's errors share no public base class
-            raise BackendError(f"{bundle / graph.file} cannot be packed by ONNX Runtime: {cause}") from cause
-        record = _made_for(graph) | {"bytes": _sizes(directory)}
-        write_atomically(directory / RECORD, to_json(record) + "\n")
+    try:
+        with locked(bundle / f".{FOLDER}.lock"):
+            if find_prepacked(bundle, manifest, graph)[0] is None:
+                with new_directory(folder, replace=True) as directory:
+                    _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
+                    record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}
+                    write_atomically(directory / RECORD, to_json(record) + "\n")
+    except OSError as cause:
+        raise cannot_write(bundle, cause) from cause
     return folder
+
+
+def _write(graph: Path, packed: Path, *, as_written: bool) -> None:
+    """Have ONNX Runtime write ``packed`` and its data; it must answer as ``graph`` does."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.optimized_model_filepath = str(packed)
+    for key, value in {
+        "optimized_model_external_initializers_file_name": f"{packed.name}_data",
+        "optimized_model_external_initializers_min_size_in_bytes": LEAST_BYTES,
+        "save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(f"session.{key}", value)
+    try:
+        onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
+    except Exception as cause:  # onnxruntime's errors share no public base class
+        raise BackendError(f"{graph} cannot be packed by ONNX Runtime {onnxruntime.__version__}: {cause}") from cause
+    ids = np.arange(1, 20, dtype=np.int64)[None]
+    inputs, places = (ids, np.ones_like(ids)), np.arange(ids.size)
+    plain = OnnxRuntimeBackend(graph, 1, as_written=as_written).run(*inputs, places)
+    mapped = OnnxRuntimeBackend(packed, 1, as_written=True).run(*inputs, places)
+    if not all(np.array_equal(plain[name], mapped[name]) for name in plain):
+        raise BackendError(f"ONNX Runtime {onnxruntime.__version__} answers otherwise with what it packed of {graph}")
+
+
+def file_name(graph: Graph) -> str:
+    """Of the graph with packed weights."""
+    return f"{PurePosixPath(graph.file).stem}_prepacked.onnx"
 
 
 def folder_of(bundle: Path, graph: Graph) -> Path:
@@ -72,31 +101,31 @@ def folder_of(bundle: Path, graph: Graph) -> Path:
     return bundle / FOLDER / PurePosixPath(graph.file).stem
 
 
-def find_prepacked(bundle: Path, graph: Graph) -> tuple[Path | None, str | None]:
-    """The file to load in the place of a graph, and why what is there is of no use here; None where there is none.
-
-    Raises:
-        BackendError: the record is damaged.
-    """
+def find_prepacked(bundle: Path, manifest: Manifest, graph: Graph) -> tuple[Path | None, str | None]:
+    """The file to load in the place of a graph, and why what is there is of no use here; None where there is none."""
     folder = folder_of(bundle, graph)
-    if not (folder / RECORD).is_file():
+    if graph.needs_gate or not (folder / RECORD).is_file():
         return None, None
-    record = read_json(folder / RECORD, BackendError)
-    for what, here in _made_for(graph).items():
+    try:
+        record = read_json(folder / RECORD, BundleError)
+    except BundleError as cause:
+        return None, str(cause)
+    for what, here in _made_for(bundle, manifest, graph).items():
         if record.get(what) != here:
-            return None, f"{folder} was made for {what} {record.get(what)!r:.80}, here it is {here!r}"
+            return None, f"{folder} was made for {what} {record.get(what)!r:.80}, here it is {here!r:.80}"
     if record.get("bytes") != _sizes(folder):
         return None, f"{folder} is incomplete"
-    return folder / GRAPH, None
+    return folder / file_name(graph), None
 
 
-def _made_for(graph: Graph) -> dict[str, Any]:
+def _made_for(bundle: Path, manifest: Manifest, graph: Graph) -> dict[str, Any]:
     """What must be the same where packed weights are used."""
-    return {"graph": graph.sha256, "onnxruntime": onnxruntime.__version__, "cpu": cpu_kind()}
+    weights = {file.file: file.sha256 for file in weights_of(bundle, manifest, graph)}
+    return {"graph": graph.sha256, "weights": weights, "onnxruntime": onnxruntime.__version__, "cpu": cpu_kind()}
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {name: path.stat().st_size for name in (GRAPH, DATA) if (path := folder / name).is_file()}
+    return {path.name: path.stat().st_size for path in folder.iterdir() if ".onnx" in path.name}
 
 
 def cpu_kind() -> str:

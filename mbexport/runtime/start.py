@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mbexport.errors import BackendError
 from mbexport.manifest import Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
@@ -68,12 +69,16 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
     fault = doubt(graph) if graph.needs_gate else None
     if fault is not None:
         warnings.warn(warning_of(bundle / graph.file, fault), QualityWarning, stacklevel=3)  # in load's caller
-    prepacked, fault = find_prepacked(bundle, graph)
+    prepacked, fault = find_prepacked(bundle, manifest, graph)
+    if prepacked is not None:
+        try:
+            return Cores(prepacked, wish.threads, as_written=True, share=wish.share_cores)
+        except BackendError as cause:
+            fault = str(cause)
     if fault is not None:
-        message = f"{fault}, so weights are packed at every start; pack them here: mbexport prepack {bundle}"
+        message = f"{fault}; weights are packed at every start, until they are packed here: mbexport prepack {bundle}"
         warnings.warn(message, FallbackWarning, stacklevel=3)
-    file, as_written = (bundle / graph.file, graph.fused) if prepacked is None else (prepacked, True)
-    return Cores(file, wish.threads, as_written=as_written, share=wish.share_cores)
+    return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
 
 
 def run_once(backend: Backend, manifest: Manifest) -> None:

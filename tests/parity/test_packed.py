@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-from mbexport import export_onnx
+from mbexport import export_onnx, validate
 from mbexport import manifest as manifests
 from mbexport.bundle.engine_graph import ensure_engine_graph
 from mbexport.bundle.stored import StoredWeights
@@ -21,7 +24,7 @@ from mbexport.runtime.batches import Limits
 from mbexport.runtime.forward import Outputs, forward, lay_out
 from mbexport.runtime.packing import plan_packed, positions_of
 from mbexport.runtime.schedule import Run
-from tests.checkpoints import copy_example, save_checkpoint, torch_model
+from tests.checkpoints import copy_example, edit_tensors, save_checkpoint, torch_model
 from tests.half import make_hostile
 from tests.inputs import allowed_error
 from tests.parity.test_architectures import VARIANTS as ARCHITECTURES
@@ -163,3 +166,54 @@ def test_onnx_runtimes_dialect_has_no_packed_form(tmp_path: Path) -> None:
     spec, stored = read_bundle_spec(tmp_path / "bundle", manifest), StoredWeights(tmp_path / "bundle", manifest)
     with pytest.raises(GraphError, match="packed rows are for GPUs"):
         build_graph(spec, stored.tensors, "onnxruntime", "0", packed=True)
+
+
+def test_fp16_means_do_not_overflow(tmp_path: Path) -> None:
+    """Channels beyond FP16's range in the vectors that are pooled, and sums of many tokens."""
+    pipeline = save_pipeline(tmp_path, *PIPELINES["mean"]())
+    edit_tensors(pipeline, scale_channels)
+    export_onnx(pipeline, tmp_path / "bundle")
+    texts = texts_of(5000, (30, 300, 600, 41))
+    expected = np.stack([outputs["sentence_embedding"] for outputs in alone(tmp_path / "bundle", texts)])
+    assert np.abs(expected).max() > 65504  # what a plain cast would make infinite
+    graph = ensure_engine_graph(tmp_path / "bundle", "fp16", packed=True)
+    session = RoundedGraph(tmp_path / "bundle" / graph.file)
+    for run in plan_packed([len(text) for text in texts], Limits()):
+        rows = lay_out(run, texts)
+        (found,) = session.run(rows.input_ids, rows.attention_mask, ["sentence_embedding"])
+        theirs = expected[list(run.texts)]
+        off = np.abs(found.reshape(-1, found.shape[-1])[rows.starts] - theirs)
+        assert (off / np.abs(expected).max(axis=0)).max() < 0.02
+
+
+def scale_channels(tensors: dict[str, Any]) -> dict[str, Any]:
+    (name,) = (name for name in tensors if name.endswith("final_norm.weight"))
+    factors = np.where(np.arange(len(tensors[name])) % 7 == 0, 2.0**20, 1.0).astype(np.float32)
+    return tensors | {name: tensors[name] * torch.from_numpy(factors)}
+
+
+@pytest.mark.parametrize("sees_others", [False, True])
+def test_validate_judges_packed_graphs(sees_others: bool, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    checkpoint = copy_example(tmp_path / "checkpoint")
+    export_onnx(checkpoint, bundle, packed=True)
+    if sees_others:  # the control: a text sees those before it in its row
+        model = onnx.load(bundle / PACKED, load_external_data=False)
+        (same,) = (node for node in model.graph.node if node.name == "global_attention/texts/same")
+        same.op_type = "GreaterOrEqual"
+        onnx.save(model, bundle / PACKED)
+    report = validate(bundle, checkpoint=checkpoint, max_length=300)
+    verdicts = {graph.file: graph.passed for graph in report.graphs}
+    assert verdicts == {"onnx/model.onnx": True, "onnx/model_ort.onnx": True, PACKED: not sees_others}
+    (packed,) = (graph for graph in report.graphs if graph.file == PACKED)
+    assert set(packed.by_padding) == {"none", "right"}
+    assert packed.overall.rows > 40
+
+
+def test_rows_may_be_longer_than_the_tables_of_positions(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", max_position_embeddings=300)
+    export_onnx(checkpoint, tmp_path / "bundle", packed=True)
+    texts = texts_of(512, (300, 212, 200, 1, 1, 1))  # a row of 203 beside one of 512
+    ours, theirs = packed_outputs(tmp_path / "bundle", texts), alone(tmp_path / "bundle", texts)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert np.abs(found["logits"] - expected["logits"]).max() < 1e-5

@@ -27,6 +27,10 @@ GROUPS: dict[str, tuple[str, dict[str, str], int | None]] = {
         {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
         None,
     ),
+    "another period": ("0::/", {"cpu.max": "20000 10000"}, 2),
+    "most of one": ("0::/", {"cpu.max": "320000 100000"}, None),  # 3.2 of 4 cores: 4 threads keep it busy
+    "damaged": ("0::/\nx", {"cpu.max": "a b"}, None),
+    "no period": ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "1", "cpu/cpu.cfs_period_us": "0"}, None),
     "no control groups": ("", {}, None),
 }
 
@@ -52,4 +56,5 @@ def test_a_session_has_no_more_threads_than_its_container_cores(
     monkeypatch.setattr("mbexport.runtime.cores.container_cores", lambda: 1)
     graph = example_bundle / "onnx" / "model_ort.onnx"
     assert Cores(graph).all._session.get_session_options().intra_op_num_threads == 1
+    assert Cores(graph).batch_tokens * 2 == Cores(graph, 2).batch_tokens  # lanes, too
     assert Cores(graph, 2).all._session.get_session_options().intra_op_num_threads == 2

@@ -66,6 +66,22 @@ def test_the_best_comes_first() -> None:
     assert names(engines, "int8") == []
 
 
+def test_a_packed_engine_is_taken_where_it_takes_as_much_and_is_of_a_graph_that_is_there() -> None:
+    graphs = tuple(Graph(f"onnx/{name}.onnx", "fp16", "tensorrt", 23, name) for name in ("plain", "packed"))
+    plain, packed = (
+        engine(name, graph=f"onnx/{name}.onnx", graph_sha256=name, packed=name == "packed" or None)
+        for name in ("plain", "packed")
+    )
+    assert names([plain, packed], graphs=graphs) == ["packed", "plain"]
+    assert names([plain, packed], graphs=graphs[:1]) == ["plain", "packed"]  # packed of an earlier graph
+    short = replace(packed, profile="1x1:8x128:32x511")
+    assert names([plain, short], graphs=graphs) == ["plain", "packed"]
+    assert names([replace(plain, profile="1x1:8x128:32x8192"), packed], graphs=graphs) == ["packed", "plain"]  # no more
+    assert names([replace(plain, builder="tensorrt", builder_version=VERSIONS["tensorrt"]), packed], graphs=graphs) == [
+        "plain", "packed",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("title", "best"), [("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4"), ("NVIDIA L40", "fast")])
 def test_an_engine_for_this_very_model_comes_first(title: str, best: str) -> None:
     profiles = {"l4": "1x1:1x1:1x2", "l40s": "1x1:1x1:1x2", "fast": "1x1:1x1:1x3"}

@@ -254,6 +254,17 @@ def test_default_profiles_stay_within_their_share_of_memory() -> None:
             assert texts == shapes.MOST_TEXTS or twice > gpu.memory_bytes / 4
 
 
+def test_packed_rows_are_no_longer_than_their_pairs_are_one_tensor() -> None:
+    spec = spec_of(max_position_embeddings=65_536)
+    for gpu in GPUS.values():
+        for profile in shapes.default_profiles(gpu, spec, 65_536, "fp16", packed=True):
+            assert profile.largest[0] * profile.largest[1] ** 2 < 2**31
+    with pytest.raises(InputError, match=r"1 packed rows of 65536 places.*end it with 1x46340"):
+        shapes.chosen_profiles(["1x1:1x128:1x65536"], spec, 65_536, Path("bundle"), packed=True)
+    assert shapes.chosen_profiles(["1x1:1x128:1x65536"], spec, 65_536, Path("bundle"))
+    assert shapes.chosen_profiles(["1x1:1x128:1x46340"], spec, 65_536, Path("bundle"), packed=True)
+
+
 def test_profile_beyond_the_model() -> None:
     bundle = Path("bundle")
     assert shapes.chosen_profiles(["1x1:8x128:8x512"], spec_of(), 512, bundle) == (parse_profile("1x1:8x128:8x512"),)

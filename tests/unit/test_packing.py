@@ -82,4 +82,4 @@ def test_nothing_gives_nothing() -> None:
 
 def test_positions_begin_anew_with_each_text() -> None:
     texts = np.array([[1, 1, 1, 2, 2, 0, 0], [7, 8, 8, 8, 8, 8, 9]])
-    assert positions_of(texts).tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]]
+    assert positions_of(texts).tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 0, 1, 2, 3, 4, 0]]
