@@ -63,6 +63,11 @@ def test_a_row_is_no_longer_than_its_longest_text_needs() -> None:
     assert long.rows == 1
 
 
+def test_a_row_takes_the_longest_text_that_fits() -> None:
+    (run,) = plan_packed([300, 88, 211, 212], Limits())
+    assert (run.texts, run.starts) == ((0, 3, 2, 1), (0, 300, 512, 512 + 211))
+
+
 def test_rows_fit_the_profiles_of_an_engine() -> None:
     limits = Limits(parse_profiles("1x1:1x128:1x300,2x64:8x128:16x200"))
     lengths = [300, 150, 20, *[10] * 50]
