@@ -65,7 +65,7 @@ def test_a_row_is_no_longer_than_its_longest_text_needs() -> None:
 
 def test_a_row_takes_the_longest_text_that_fits() -> None:
     (run,) = plan_packed([300, 88, 211, 212], Limits())
-    assert (run.texts, run.starts) == ((0, 3, 2, 1), (0, 300, 512, 512 + 211))
+    assert (run.texts, run.starts) == ((0, 3, 2, 1), (0, 300, 512, 1024))
 
 
 def test_rows_fit_the_profiles_of_an_engine() -> None:
