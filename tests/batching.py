@@ -85,7 +85,7 @@ class StandIn:
 @contextmanager
 def held(model: StandIn, **options: Any) -> Iterator[Batcher]:
     """A batcher in the middle of the forward pass of the text ``first``, which goes on at the end."""
-    batcher = Batcher(model, **options)  # type: ignore[arg-type]
+    batcher = Batcher(model, **({"max_waiting_tokens": 128} | options))  # type: ignore[arg-type]
     model.go.clear()
     batcher.submit("first")
     assert model.started.wait(PATIENCE)

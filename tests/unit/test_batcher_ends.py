@@ -162,6 +162,7 @@ def test_an_interrupted_caller_leaves_nothing_behind() -> None:
     script = """
 import os, signal, threading
 from tests.batching import StandIn, held
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in processes of the background
 with held(StandIn()) as batcher:
     def interrupt():
         while not batcher.waiting_tokens:
