@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from mbexport.errors import BackendError, MbexportError
 from mbexport.runtime import Model, load
 
 from .app import create_app
-from .connections import connections
+from .connections import Server, connections
 from .settings import Settings
 
 
@@ -33,17 +34,18 @@ def load_model(settings: Settings) -> Model:
 def serve(app: FastAPI, settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl+C; then finish what was taken, and end the process where a device hangs."""
     host, port = settings.address
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=connections(settings.read_timeout),
+        ws="none",
+        access_log=False,  # /metrics counts
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
+    )
     try:
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            http=connections(settings.read_timeout),
-            ws="none",
-            access_log=False,  # /metrics counts
-            limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=round(settings.drain_timeout),
-        )
+        Server(config).run()
     finally:  # uvicorn raises the signal that ended it again
         if app.state.served.batcher.busy_since is not None:
             print("service: a forward pass does not end; leaving it", file=sys.stderr, flush=True)

@@ -17,9 +17,7 @@ import pytest
 
 from benchmarks.service.process import ROOT, Service
 from examples.service.settings import Settings
-from mbexport import export_onnx
 from mbexport.runtime import Model, load
-from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
 from tests.service.conftest import PATIENCE, metric, until
 
 TEXTS = [
@@ -54,26 +52,6 @@ def test_many_clients_get_their_own_answers(service: Service, model: Model) -> N
         answers = list(pool.map(lambda text: service.ask("POST", "/predict", {"inputs": text}), texts))
     assert [status for status, _, _ in answers] == [200] * len(texts)
     assert same([found["predictions"][0] for _, found, _ in answers], model(texts))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence-transformers pipeline with a prompt."""
-    folder = tmp_path_factory.mktemp("encoder")
-    checkpoint = save_checkpoint(folder / "checkpoint", ENCODER, vocab_size=5000)
-    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
-    names = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    modules = [
-        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for idx, (path, kind) in enumerate(names)
-    ]
-    pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}
-    (checkpoint / "1_Pooling").mkdir()
-    (checkpoint / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    (checkpoint / "modules.json").write_text(json.dumps(modules))
-    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "search for: "}}))
-    export_onnx(checkpoint, folder / "bundle")
-    return folder / "bundle"
 
 
 def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:

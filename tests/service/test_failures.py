@@ -113,6 +113,33 @@ def refuses_connections(service: Service) -> bool:
     return False
 
 
+def unread(service: Service) -> socket.socket:
+    """A client with two requests, of answers larger than all buffers, that reads nothing."""
+    client = socket.socket()
+    client.settimeout(PATIENCE)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", service.port))
+    body = json.dumps({"inputs": ["a"] * 6000}).encode()
+    client.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body) * 2)
+    until(lambda: metric(service, "mbexport_batch_texts_sum") >= 6000)
+    return client
+
+
+def test_a_client_that_reads_nothing_does_not_keep_the_process(encoder: Path) -> None:
+    with Service(encoder, drain_timeout=0.001, max_texts=6000) as service:
+        service.until_ready(PATIENCE)
+        with unread(service):
+            assert service.end(seconds=PATIENCE) == 0
+
+
+def test_a_client_that_reads_nothing_loses_its_connection(encoder: Path) -> None:
+    with Service(encoder, read_timeout=0.5, max_texts=6000) as service:
+        service.until_ready(PATIENCE)
+        with unread(service):
+            answers = 'mbexport_http_requests_total{path="/embed",status="%d"}'
+            until(lambda: metric(service, answers % 200) + metric(service, answers % 499) == 2)
+
+
 def test_killed_and_started_again_it_serves(example_bundle: Path) -> None:
     with Service(example_bundle) as first:
         first.until_ready(PATIENCE)
