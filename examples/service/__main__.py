@@ -38,14 +38,15 @@ def serve(app: FastAPI, settings: Settings) -> None:
         app,
         host=host,
         port=port,
-        http=connections(settings.read_timeout),
+        http=connections(settings.read_timeout, 2 * settings.max_connections),
         ws="none",
         access_log=False,  # /metrics counts
-        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
+    server = Server(config)
+    app.state.served.connections = server.server_state.connections
     try:
-        Server(config).run()
+        server.run()
     finally:  # uvicorn raises the signal that ended it again
         if app.state.served.batcher.busy_since is not None:
             print("service: a forward pass does not end; leaving it", file=sys.stderr, flush=True)

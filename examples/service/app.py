@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sized
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ class Served:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
+        self.connections: Sized = ()  # the server's, where it shows them
         self.registry = CollectorRegistry()
         self.metrics = HttpMetrics(self.registry, model)
         self.most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
@@ -61,6 +62,11 @@ class Served:
         self.feed = Feed(self.batcher, max(1, settings.max_waiting // 4), self.most_tokens, settings.timeout)
         chars = settings.max_chars or max(CHARS_PER_TOKEN * model.manifest.max_length, LEAST_CHARS)
         self.limits = Limits(settings.max_texts, chars)
+
+    def crowded(self) -> str | None:
+        """Why a connection should not be kept, None where it can be."""
+        found, most = len(self.connections), self.settings.max_connections
+        return f"{found} connections are open, at most {most}; try again later" if found > most else None
 
     def busy(self) -> str | None:
         """Why nothing can be taken now, None where it can."""
@@ -118,7 +124,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.served = served
-    app.add_middleware(Guard, settings=settings, busy=served.busy, metrics=served.metrics)
+    app.add_middleware(Guard, settings=settings, crowded=served.crowded, busy=served.busy, metrics=served.metrics)
     _answer_errors(app)
     _model_paths(app, served)
     _state_paths(app, served)

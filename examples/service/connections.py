@@ -20,12 +20,16 @@ class Connection(H11Protocol):
     """
 
     seconds: float
+    most: int
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
+        """A client has come; one too many is not even told so."""
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > self.most:
+            transport.abort()
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """A part of a request, or all of it."""
@@ -67,9 +71,9 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def connections(seconds: float) -> type[Connection]:
-    """For uvicorn's ``http``: the class of connections that wait so long for headers."""
-    return type("Connection", (Connection,), {"seconds": seconds})
+def connections(seconds: float, most: int) -> type[Connection]:
+    """For uvicorn's ``http``: the class of connections that wait so long for headers, ``most`` at a time."""
+    return type("Connection", (Connection,), {"seconds": seconds, "most": most})
 
 
 class Server(uvicorn.Server):

@@ -26,7 +26,7 @@ class Settings:
     require_device: str = ""  # refuse to start on another than this, e.g. cuda
 
     listen: str = "127.0.0.1:8000"
-    max_connections: int = 1000  # beyond it uvicorn answers 503 by itself
+    max_connections: int = 1000  # beyond it all but /health and /metrics answer 503; beyond twice as many they are cut
     max_requests: int = 128  # in flight; each may hold a body of max_body_bytes
     max_body_bytes: int = 2_000_000
     max_texts: int = 1000  # of a request; of multiple choice every choice counts

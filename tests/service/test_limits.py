@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,34 @@ def test_too_many_requests_are_refused_at_once_and_unread(held: Callable[..., He
         connection.close()
         one.order("")
         assert [future.result()[0] for future in taken] == [200, 200]
+
+
+def is_cut(service: Service) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as client:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            return client.recv(100) == b""
+    except ConnectionError:
+        return True
+
+
+def test_idle_connections_do_not_fail_the_probes(example_bundle: Path) -> None:
+    with Service(example_bundle, max_connections=8, read_timeout=PATIENCE) as service, ExitStack() as stack:
+        service.until_ready(PATIENCE)
+        address = ("127.0.0.1", service.port)
+        for _ in range(8):
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        status, found, headers = service.ask("POST", "/predict", {"inputs": "a"})
+        assert (status, found["error"]["type"], headers["connection"]) == (503, "too_many_connections", "close")
+        assert "9 connections are open, at most 8" in found["error"]["message"]
+        assert service.ask("GET", "/info")[0] == 503
+        assert [service.ask("GET", path)[0] for path in ("/health", "/health/live", "/health/ready")] == [200] * 3
+        assert metric(service, 'mbexport_http_requests_total{path="/predict",status="503"}') == 1
+        for _ in range(8):
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        assert is_cut(service)
+        stack.close()
+        until(lambda: service.ask("POST", "/predict", {"inputs": "a"})[0] == 200)
 
 
 def test_a_full_queue_refuses_and_what_waits_is_answered(held: Callable[..., Held]) -> None:
