@@ -16,7 +16,7 @@ from .errors import ServiceError
 from .metrics import HttpMetrics
 from .settings import Settings
 
-SMALL_BODY = 65_536  # bytes that are read and dropped to keep a connection
+SMALL_BODY = 65_536  # bytes that are dropped to keep a connection, or parsed on the event loop
 LINGER_SECONDS = 5.0  # a client that is sending reads its answer only afterwards
 ALWAYS = ("/health", "/metrics")  # answered however many connections are open
 Reason = Callable[[], "str | None"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.service.process import ROOT, Service
+from examples.service import app, inputs
+from examples.service.errors import ServiceError
 from examples.service.settings import Settings
 from mbexport.errors import InputError
 from mbexport.runtime import Model
@@ -58,6 +63,33 @@ def test_ten_thousand_texts_are_refused_by_default(service: Service) -> None:
     status, found, _ = service.ask("POST", "/predict", {"inputs": ["a text"] * 10_000})
     assert (status, found["error"]["type"]) == (413, "too_many_texts")
     assert "at most 1000" in found["error"]["message"]
+
+
+def test_junk_is_counted_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(inputs, "_parts", lambda item, _: looked_at.append(item))
+    body = json.dumps({"inputs": [0] * 10_000}).encode()
+    with pytest.raises(ServiceError, match="10000 texts, at most 1000"):
+        inputs.read_call(body, (), "text-classification", inputs.Limits(1000, 100))
+    assert looked_at == []
+
+
+def test_large_bodies_are_read_beside_the_event_loop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def read(*arguments: Any) -> inputs.Call:
+        threads.append(threading.current_thread())
+        return inputs.read_call(*arguments)
+
+    monkeypatch.setattr(app, "read_call", read)
+    served = app.Served(model, Settings())
+    try:
+        for size in (10, 90_000):
+            text = "x" * size
+            assert asyncio.run(served.call(json.dumps({"inputs": text}).encode())).items == [text]
+    finally:
+        served.batcher.close()
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 def test_ten_thousand_texts_are_answered_where_they_are_allowed(example_bundle: Path, model: Model) -> None:
