@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.service.process import Service
+import pytest
+
+from benchmarks.service.process import ROOT, Service
 from tests.service.conftest import PATIENCE, Held, metric, until
 
 
@@ -138,6 +143,16 @@ def test_a_client_that_reads_nothing_loses_its_connection(encoder: Path) -> None
         with unread(service):
             answers = 'mbexport_http_requests_total{path="/embed",status="%d"}'
             until(lambda: metric(service, answers % 200) + metric(service, answers % 499) == 2)
+
+
+@pytest.mark.parametrize("module", ["uvicorn", "fastapi", "numpy"])
+def test_sigterm_during_the_imports_is_not_lost(module: str, tmp_path: Path) -> None:
+    """As PID 1 it would be without a handler; here exit code 0 tells that there was one."""
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "examples.service"]
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_killed_and_started_again_it_serves(example_bundle: Path) -> None:

@@ -243,16 +243,25 @@ def test_other_variables_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("BUNDLE", "no/such/bundle", "no/such/bundle"), ("REQUIRE_DEVICE", "cuda", "the model runs on cpu")],
+    [
+        ("BUNDLE", "no/such/bundle", "no/such/bundle"),
+        ("REQUIRE_DEVICE", "cuda", "the model runs on cpu"),
+        ("LISTEN", "no.such.host.invalid:8000", "no.such.host.invalid:8000"),
+        ("LISTEN", f"{'a' * 70}:8000", "cannot listen"),
+        ("LISTEN", "{taken}", "Address already in use"),
+    ],
 )
 def test_a_service_that_cannot_start_says_why_in_one_line(
     name: str, value: str, message: str, example_bundle: Path
 ) -> None:
-    given = {"MBEXPORT_BUNDLE": str(example_bundle), f"MBEXPORT_{name}": value, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "examples.service"]
-    ended = subprocess.run(
-        command, check=False, env={**os.environ, **given}, capture_output=True, text=True, timeout=PATIENCE
-    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        given = {"MBEXPORT_BUNDLE": str(example_bundle), "MBEXPORT_LISTEN": "127.0.0.1:0", "PYTHONPATH": str(ROOT)}
+        given[f"MBEXPORT_{name}"] = value.replace("{taken}", listen)
+        command = [sys.executable, "-m", "examples.service"]
+        ended = subprocess.run(
+            command, check=False, env={**os.environ, **given}, capture_output=True, text=True, timeout=PATIENCE
+        )
     assert ended.returncode == 2
     assert message in ended.stderr
     assert ended.stderr.startswith("service: error: ")
