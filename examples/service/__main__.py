@@ -8,10 +8,12 @@ import signal
 if __name__ == "__main__":  # as PID 1 a signal without a handler is lost, and the imports below take seconds
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing was taken yet
 
+import errno
 import logging
 import math
 import socket
 import sys
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -44,22 +46,30 @@ def bind(settings: Settings) -> list[socket.socket]:
         InputError: the host is unknown or not this machine's, or the port is in use or not allowed.
     """
     host, port = settings.address
-    sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            sockets.append(socket.socket(family, kind, protocol))
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sockets[-1].bind(address)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sockets = [one for family, *_, address in found if (one := _bound(family, address))]
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "the address is not this machine's")
     except (OSError, UnicodeError) as cause:  # UnicodeError: no name can be so long
-        for one in sockets:
-            one.close()
         reason = getattr(cause, "strerror", None) or cause
         raise InputError(f"MBEXPORT_LISTEN is {settings.listen!r:.80}, where it cannot listen: {reason}") from cause
     return sockets
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket | None:
+    """None where the machine has no such address: one without IPv6 may still know ::1 as localhost."""
+    try:
+        one = socket.socket(family, socket.SOCK_STREAM)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError as cause:
+        if cause.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise
+    return one
 
 
 def serve(app: FastAPI, settings: Settings, sockets: list[socket.socket]) -> None:

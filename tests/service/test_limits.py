@@ -248,6 +248,7 @@ def test_other_variables_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
         ("REQUIRE_DEVICE", "cuda", "the model runs on cpu"),
         ("LISTEN", "no.such.host.invalid:8000", "no.such.host.invalid:8000"),
         ("LISTEN", f"{'a' * 70}:8000", "cannot listen"),
+        ("LISTEN", "192.0.2.1:8000", "not this machine's"),
         ("LISTEN", "{taken}", "Address already in use"),
     ],
 )
