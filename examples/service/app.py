@@ -162,7 +162,7 @@ def _model_paths(app: FastAPI, served: Served) -> None:
         call = await served.call(await request.body(), "prompt_name", "truncate_dim")
         if call.prompt_name is not None and call.prompt_name not in prompts:
             known = ", ".join(prompts) or "none"
-            raise ServiceError(422, "invalid_request", f"no prompt {call.prompt_name!r}; the model has {known}")
+            raise ServiceError(422, "invalid_request", f"no prompt {call.prompt_name!r:.80}; the model has {known}")
         answers = await _unless_gone(request, served.feed.answers(call))
         return _json({"embeddings": _plain(answers)})
 
@@ -211,7 +211,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-        message = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
+        message = f"{request.method:.80} {request.url.path:.80}: {error.detail}; see /openapi.json"
         response = ServiceError(error.status_code, kind, message).response()
         response.headers.update(error.headers or {})
         return response

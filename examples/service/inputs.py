@@ -48,7 +48,7 @@ def read_call(body: bytes, fields: tuple[str, ...], task: str, limits: Limits) -
     unknown = found.keys() - {"inputs", *fields}
     if unknown:
         known = ", ".join(("inputs", *fields))
-        raise ServiceError(422, "invalid_request", f"unknown field {min(unknown)!r}; the fields are {known}")
+        raise ServiceError(422, "invalid_request", f"unknown field {min(unknown)!r:.80}; the fields are {known}")
     inputs, prompt, size = found["inputs"], found.get("prompt_name"), found.get("truncate_dim")
     if not isinstance(inputs, (str, list)):
         raise ServiceError(422, "invalid_request", f"inputs is {_kind(inputs)}, expected a text or a list of texts")

@@ -66,6 +66,9 @@ def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:
         status, found, _ = service.ask("POST", "/embed", {"inputs": texts, "prompt_name": "quarry"})
         assert (status, found["error"]["type"]) == (422, "invalid_request")
         assert "no prompt 'quarry'; the model has query" in found["error"]["message"]
+        status, found, _ = service.ask("POST", "/embed", {"inputs": texts, "prompt_name": "k" * 1_000_000})
+        assert status == 422
+        assert len(found["error"]["message"]) < 300
         for wrong in (0, 1.5, True, "8", 2**40):
             assert service.ask("POST", "/embed", {"inputs": "a", "truncate_dim": wrong})[0] == 422, wrong
         assert service.ask("GET", "/info")[1]["prompts"] == ["query"]
@@ -141,6 +144,20 @@ def test_hostile_bodies_get_a_structured_answer(service: Service, body: bytes) -
     if status != 200:
         assert set(found["error"]) >= {"type", "message"}
         assert "\n" not in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"inputs": "a", "k" * 1_000_000: 1}),
+        ("/predict", {"inputs": "a", "prompt_name": "k" * 1_000_000}),
+        ("/" + "k" * 30_000, {"inputs": "a"}),
+    ],
+)
+def test_an_error_does_not_repeat_all_that_was_sent(service: Service, path: str, body: dict[str, object]) -> None:
+    status, found, _ = service.ask("POST", path, body)
+    assert 400 <= status < 500
+    assert len(json.dumps(found)) < 500
 
 
 def test_bad_texts_are_named_by_their_numbers(service: Service) -> None:

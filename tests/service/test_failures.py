@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.service.process import ROOT, Service
+from examples.service.health import Health
+from mbexport.errors import BackendError
 from tests.service.conftest import PATIENCE, Held, metric, until
 
 
@@ -70,6 +73,36 @@ def test_a_device_that_dies_while_nobody_asks_is_found(held: Callable[..., Held]
     one.order("fail")
     until(lambda: one.service.ask("GET", "/health/ready")[0] == 503)
     until(lambda: one.service.ask("GET", "/health/live")[0] == 503)
+
+
+def test_the_heartbeat_survives_what_nobody_expected(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Exception | None] = [MemoryError("odd"), BackendError("again"), None, BackendError("later"), None]
+
+    class Odd:
+        """A batcher whose checks end as the list says."""
+
+        fault = last_success = busy_since = None
+
+        def check(self, _: float) -> None:
+            outcome = outcomes.pop(0)
+            seen.append(health.unready())
+            if outcome is not None:
+                raise outcome
+
+    async def beat() -> None:
+        task = asyncio.create_task(health.heartbeat())
+        while outcomes and not task.done():
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    seen: list[str | None] = []
+    health = Health(Odd(), ready_window=1e-6, dead_after=PATIENCE)  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(beat(), PATIENCE))
+    assert outcomes == []
+    reasons = [str(reason).rpartition("; ")[2] for reason in seen]
+    assert reasons[1:] == ["odd", "again", "none was tried", "later"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["the model does not compute: odd", "the model does not compute: later"]
 
 
 def test_a_forward_pass_that_hangs_is_shown_and_ends(held: Callable[..., Held]) -> None:
