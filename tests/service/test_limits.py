@@ -166,6 +166,8 @@ def test_too_many_requests_are_refused_at_once_and_unread(held: Callable[..., He
         answer = connection.getresponse()
         assert (answer.status, answer.getheader("retry-after")) == (429, "1")
         assert json.loads(answer.read())["error"]["type"] == "busy"
+        status, found, headers = one.service.ask("POST", "/predict", b" " * 100_000)  # more than is read and dropped
+        assert (status, found["error"]["type"], headers["connection"]) == (429, "busy", "close")
         connection.send(b" " * 30)
         connection.request("GET", "/health")  # the connection is still of use
         assert connection.getresponse().status == 200
