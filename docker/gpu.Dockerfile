@@ -43,5 +43,6 @@ EXPOSE 8000
 # SIGTERM: the service takes no more, and finishes what it took.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; \
+urlopen('http://127.0.0.1:' + os.environ['MBEXPORT_LISTEN'].rpartition(':')[2] + '/health/live', timeout=2)"]
 CMD ["python", "-m", "service"]

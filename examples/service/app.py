@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -19,9 +21,9 @@ from mbexport.version import __version__
 
 from .errors import ServiceError, service_error
 from .feed import Feed
-from .guard import Guard, until_gone
+from .guard import SMALL_BODY, Guard, until_gone
 from .health import Health
-from .inputs import Limits, plain, read_call
+from .inputs import Call, Limits, plain, read_call
 from .metrics import HttpMetrics
 from .openapi import EMBED, PREDICT
 from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
@@ -43,6 +45,7 @@ class Served:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
+        self.connections: Sized = ()  # the server's, where it shows them
         self.registry = CollectorRegistry()
         self.metrics = HttpMetrics(self.registry, model)
         self.most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
@@ -61,6 +64,19 @@ class Served:
         self.feed = Feed(self.batcher, max(1, settings.max_waiting // 4), self.most_tokens, settings.timeout)
         chars = settings.max_chars or max(CHARS_PER_TOKEN * model.manifest.max_length, LEAST_CHARS)
         self.limits = Limits(settings.max_texts, chars)
+        self._reader = ThreadPoolExecutor(1, "read")
+
+    async def call(self, body: bytes, *fields: str) -> Call:
+        """What a body asks for, as ``read_call`` says it; large ones are read beside the event loop, one at a time."""
+        read = partial(read_call, body, fields, self.model.manifest.task, self.limits)
+        if len(body) <= SMALL_BODY:
+            return read()
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+    def crowded(self) -> str | None:
+        """Why a connection should not be kept, None where it can be."""
+        found, most = len(self.connections), self.settings.max_connections
+        return f"{found} connections are open, at most {most}; try again later" if found > most else None
 
     def busy(self) -> str | None:
         """Why nothing can be taken now, None where it can."""
@@ -76,6 +92,7 @@ class Served:
         yield
         heartbeat.cancel()
         self.feed.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
         # A forward pass that hangs is left to __main__.py.
         await asyncio.to_thread(self.batcher.close, drain=False, timeout=CLOSE_SECONDS)
 
@@ -118,7 +135,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.served = served
-    app.add_middleware(Guard, settings=settings, busy=served.busy, metrics=served.metrics)
+    app.add_middleware(Guard, settings=settings, crowded=served.crowded, busy=served.busy, metrics=served.metrics)
     _answer_errors(app)
     _model_paths(app, served)
     _state_paths(app, served)
@@ -126,13 +143,13 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
 
 
 def _model_paths(app: FastAPI, served: Served) -> None:
-    manifest, limits = served.model.manifest, served.limits
+    manifest = served.model.manifest
     prompts = manifest.sentence.prompts if manifest.sentence else {}
 
     @app.post("/predict", openapi_extra=PREDICT)
     async def predict(request: Request) -> Response:
         """One answer per text, in order, as ``model(texts)`` gives them."""
-        call = read_call(await request.body(), (), manifest.task, limits)
+        call = await served.call(await request.body())
         answers = await _unless_gone(request, served.feed.answers(call))
         return _json({"predictions": _plain(answers)})
 
@@ -142,10 +159,10 @@ def _model_paths(app: FastAPI, served: Served) -> None:
         if manifest.task != "feature-extraction" or manifest.pooling is None:
             message = f"this model does {manifest.task} and has no embeddings of texts; use /predict"
             raise ServiceError(400, "wrong_task", message)
-        call = read_call(await request.body(), ("prompt_name", "truncate_dim"), manifest.task, limits)
+        call = await served.call(await request.body(), "prompt_name", "truncate_dim")
         if call.prompt_name is not None and call.prompt_name not in prompts:
             known = ", ".join(prompts) or "none"
-            raise ServiceError(422, "invalid_request", f"no prompt {call.prompt_name!r}; the model has {known}")
+            raise ServiceError(422, "invalid_request", f"no prompt {call.prompt_name!r:.80}; the model has {known}")
         answers = await _unless_gone(request, served.feed.answers(call))
         return _json({"embeddings": _plain(answers)})
 
@@ -194,7 +211,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-        message = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
+        message = f"{request.method:.80} {request.url.path:.80}: {error.detail}; see /openapi.json"
         response = ServiceError(error.status_code, kind, message).response()
         response.headers.update(error.headers or {})
         return response

@@ -16,8 +16,10 @@ from .errors import ServiceError
 from .metrics import HttpMetrics
 from .settings import Settings
 
-SMALL_BODY = 65_536  # bytes that are read and dropped to keep a connection
+SMALL_BODY = 65_536  # bytes that are dropped to keep a connection, or parsed on the event loop
 LINGER_SECONDS = 5.0  # a client that is sending reads its answer only afterwards
+ALWAYS = ("/health", "/metrics")  # answered however many connections are open
+Reason = Callable[[], "str | None"]
 
 
 class Guard:
@@ -26,12 +28,14 @@ class Guard:
     Args:
         app: the application behind it.
         settings: the limits.
-        busy: says, in words, why a request could not be taken now; None where it could.
+        crowded: says, in words, why a connection should not be kept; None where it can be.
+        busy: says why a request could not be taken now; None where it could.
         metrics: what is counted.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, busy: Callable[[], str | None], metrics: HttpMetrics) -> None:
-        self.app, self.settings, self.busy, self.metrics = app, settings, busy, metrics
+    def __init__(self, app: ASGIApp, settings: Settings, crowded: Reason, busy: Reason, metrics: HttpMetrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self.crowded, self.busy = crowded, busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -47,7 +51,11 @@ class Guard:
             await send(message)
 
         try:
-            if scope["method"] == "POST":
+            reason = None if scope["path"].startswith(ALWAYS) else self.crowded()
+            if reason:
+                refusal = ServiceError(503, "too_many_connections", reason, close=True)
+                await _refuse(refusal, scope, receive, counted)
+            elif scope["method"] == "POST":
                 await self._post(scope, receive, counted)
             else:
                 await self.app(scope, receive, counted)

@@ -64,10 +64,11 @@ class Health:
                 try:
                     await asyncio.to_thread(self.batcher.check, every)
                     self._failure = None
-                except MbexportError as cause:
+                except Exception as cause:  # whatever it is, the next may succeed
                     if self._failure is None:
-                        log.error("the model does not compute: %s", cause)
-                    self._failure = str(cause)
+                        expected = isinstance(cause, MbexportError)
+                        log.error("the model does not compute: %s", cause, exc_info=None if expected else cause)
+                    self._failure = str(cause) or type(cause).__name__
             await asyncio.sleep(min(every, max(every - self.age, every / 10)))
 
     def report(self) -> dict[str, Any]:

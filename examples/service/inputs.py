@@ -48,7 +48,7 @@ def read_call(body: bytes, fields: tuple[str, ...], task: str, limits: Limits) -
     unknown = found.keys() - {"inputs", *fields}
     if unknown:
         known = ", ".join(("inputs", *fields))
-        raise ServiceError(422, "invalid_request", f"unknown field {min(unknown)!r}; the fields are {known}")
+        raise ServiceError(422, "invalid_request", f"unknown field {min(unknown)!r:.80}; the fields are {known}")
     inputs, prompt, size = found["inputs"], found.get("prompt_name"), found.get("truncate_dim")
     if not isinstance(inputs, (str, list)):
         raise ServiceError(422, "invalid_request", f"inputs is {_kind(inputs)}, expected a text or a list of texts")
@@ -84,9 +84,10 @@ def _no_constant(name: str) -> None:
 
 def _checked(items: list[Any], task: str, limits: Limits) -> list[Any]:
     """The items, pairs as tuples."""
-    parts = [_parts(item, task) for item in items]
-    count = sum(len(own) for own in parts if own)
-    count = max(count, len(items))
+    count, parts = len(items), []
+    if count <= limits.texts:  # else it takes long only to look at them
+        parts = [_parts(item, task) for item in items]
+        count = max(count, sum(len(own) for own in parts if own))
     if count > limits.texts:
         message = f"{count} texts, at most {limits.texts} in a request; send them in several"
         raise ServiceError(413, "too_many_texts", message)

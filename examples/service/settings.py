@@ -26,7 +26,7 @@ class Settings:
     require_device: str = ""  # refuse to start on another than this, e.g. cuda
 
     listen: str = "127.0.0.1:8000"
-    max_connections: int = 1000  # beyond it uvicorn answers 503 by itself
+    max_connections: int = 1000  # beyond it all but /health and /metrics answer 503; beyond twice as many they are cut
     max_requests: int = 128  # in flight; each may hold a body of max_body_bytes
     max_body_bytes: int = 2_000_000
     max_texts: int = 1000  # of a request; of multiple choice every choice counts
@@ -67,7 +67,7 @@ class Settings:
         settings = cls(**values)
         host, _, port = settings.listen.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"{PREFIX}LISTEN is {settings.listen!r}, expected HOST:PORT, e.g. 0.0.0.0:8000")
+            raise InputError(f"{PREFIX}LISTEN is {settings.listen!r:.80}, expected HOST:PORT, e.g. 0.0.0.0:8000")
         if settings.dead_after <= settings.ready_window:
             raise InputError(
                 f"{PREFIX}DEAD_AFTER is {settings.dead_after:g} s, expected more than "
@@ -89,5 +89,5 @@ def _value(name: str, text: str, kind: type) -> str | int | float:
     least = 0 if name.removeprefix(PREFIX).lower() in ZERO else 1 if kind is int else 1e-3
     if not least <= value < float("inf"):
         number = "a whole number" if kind is int else "a number of seconds"
-        raise InputError(f"{name} is {text!r}, expected {number} from {least:g}")
+        raise InputError(f"{name} is {text!r:.80}, expected {number} from {least:g}")
     return value

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.service.process import Service
+from mbexport import export_onnx
 from mbexport.runtime import Model, load
+from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
 
 PATIENCE = 60.0  # seconds; far more than anything here takes
 
@@ -25,6 +29,26 @@ def service(example_bundle: Path) -> Iterator[Service]:
     with Service(example_bundle) as running:
         running.until_ready(PATIENCE)
         yield running
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers pipeline with a prompt."""
+    folder = tmp_path_factory.mktemp("encoder")
+    checkpoint = save_checkpoint(folder / "checkpoint", ENCODER, vocab_size=5000)
+    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
+    names = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    modules = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (path, kind) in enumerate(names)
+    ]
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}
+    (checkpoint / "1_Pooling").mkdir()
+    (checkpoint / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "search for: "}}))
+    export_onnx(checkpoint, folder / "bundle")
+    return folder / "bundle"
 
 
 class Held:

@@ -6,14 +6,13 @@ The file named on the command line says ``hang``, ``fail`` or ``nan``; without i
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from examples.service.__main__ import load_model, serve
+from examples.service.__main__ import bind, load_model, serve
 from examples.service.app import create_app
 from examples.service.settings import Settings
 from mbexport.errors import BackendError
@@ -36,5 +35,4 @@ if __name__ == "__main__":
     settings = Settings.from_environment(os.environ)
     model = load_model(settings)
     OnnxRuntimeBackend.run = held_run
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    serve(create_app(model, settings), settings)
+    serve(create_app(model, settings), settings, bind(settings))

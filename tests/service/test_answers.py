@@ -17,9 +17,7 @@ import pytest
 
 from benchmarks.service.process import ROOT, Service
 from examples.service.settings import Settings
-from mbexport import export_onnx
 from mbexport.runtime import Model, load
-from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
 from tests.service.conftest import PATIENCE, metric, until
 
 TEXTS = [
@@ -56,26 +54,6 @@ def test_many_clients_get_their_own_answers(service: Service, model: Model) -> N
     assert same([found["predictions"][0] for _, found, _ in answers], model(texts))
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence-transformers pipeline with a prompt."""
-    folder = tmp_path_factory.mktemp("encoder")
-    checkpoint = save_checkpoint(folder / "checkpoint", ENCODER, vocab_size=5000)
-    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
-    names = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    modules = [
-        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for idx, (path, kind) in enumerate(names)
-    ]
-    pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}
-    (checkpoint / "1_Pooling").mkdir()
-    (checkpoint / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    (checkpoint / "modules.json").write_text(json.dumps(modules))
-    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "search for: "}}))
-    export_onnx(checkpoint, folder / "bundle")
-    return folder / "bundle"
-
-
 def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:
     texts, model = ["the cat sat", "", "on the mat"], load(encoder)
     with Service(encoder) as service:
@@ -88,6 +66,9 @@ def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:
         status, found, _ = service.ask("POST", "/embed", {"inputs": texts, "prompt_name": "quarry"})
         assert (status, found["error"]["type"]) == (422, "invalid_request")
         assert "no prompt 'quarry'; the model has query" in found["error"]["message"]
+        status, found, _ = service.ask("POST", "/embed", {"inputs": texts, "prompt_name": "k" * 1_000_000})
+        assert status == 422
+        assert len(found["error"]["message"]) < 300
         for wrong in (0, 1.5, True, "8", 2**40):
             assert service.ask("POST", "/embed", {"inputs": "a", "truncate_dim": wrong})[0] == 422, wrong
         assert service.ask("GET", "/info")[1]["prompts"] == ["query"]
@@ -163,6 +144,20 @@ def test_hostile_bodies_get_a_structured_answer(service: Service, body: bytes) -
     if status != 200:
         assert set(found["error"]) >= {"type", "message"}
         assert "\n" not in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"inputs": "a", "k" * 1_000_000: 1}),
+        ("/predict", {"inputs": "a", "prompt_name": "k" * 1_000_000}),
+        ("/" + "k" * 30_000, {"inputs": "a"}),
+    ],
+)
+def test_an_error_does_not_repeat_all_that_was_sent(service: Service, path: str, body: dict[str, object]) -> None:
+    status, found, _ = service.ask("POST", path, body)
+    assert 400 <= status < 500
+    assert len(json.dumps(found)) < 500
 
 
 def test_bad_texts_are_named_by_their_numbers(service: Service) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.service.process import Service
+import pytest
+
+from benchmarks.service.process import ROOT, Service
+from examples.service.health import Health
+from mbexport.errors import BackendError
 from tests.service.conftest import PATIENCE, Held, metric, until
 
 
@@ -67,6 +75,38 @@ def test_a_device_that_dies_while_nobody_asks_is_found(held: Callable[..., Held]
     until(lambda: one.service.ask("GET", "/health/live")[0] == 503)
 
 
+def test_the_heartbeat_survives_what_nobody_expected(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Exception | None] = [MemoryError("odd"), BackendError("again"), None, BackendError("later"), None]
+
+    class Odd:
+        """A batcher whose checks end as the list says."""
+
+        fault = last_success = busy_since = None
+
+        def check(self, _: float) -> None:
+            if not outcomes:
+                return
+            outcome = outcomes.pop(0)
+            seen.append(health.unready())
+            if outcome is not None:
+                raise outcome
+
+    async def beat() -> None:
+        task = asyncio.create_task(health.heartbeat())
+        while outcomes and not task.done():
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    seen: list[str | None] = []
+    health = Health(Odd(), ready_window=1e-6, dead_after=PATIENCE)  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(beat(), PATIENCE))
+    assert outcomes == []
+    reasons = [str(reason).rpartition("; ")[2] for reason in seen]
+    assert reasons[1:] == ["odd", "again", "none was tried", "later"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["the model does not compute: odd", "the model does not compute: later"]
+
+
 def test_a_forward_pass_that_hangs_is_shown_and_ends(held: Callable[..., Held]) -> None:
     one = held(ready_window=0.5, dead_after=3, timeout=1)
     one.order("hang")
@@ -111,6 +151,43 @@ def refuses_connections(service: Service) -> bool:
     except OSError:
         return True
     return False
+
+
+def unread(service: Service) -> socket.socket:
+    """A client with two requests, of answers larger than all buffers, that reads nothing."""
+    client = socket.socket()
+    client.settimeout(PATIENCE)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", service.port))
+    body = json.dumps({"inputs": ["a"] * 6000}).encode()
+    client.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body) * 2)
+    until(lambda: metric(service, "mbexport_batch_texts_sum") >= 6000)
+    return client
+
+
+def test_a_client_that_reads_nothing_does_not_keep_the_process(encoder: Path) -> None:
+    with Service(encoder, drain_timeout=0.001, max_texts=6000) as service:
+        service.until_ready(PATIENCE)
+        with unread(service):
+            assert service.end(seconds=PATIENCE) == 0
+
+
+def test_a_client_that_reads_nothing_loses_its_connection(encoder: Path) -> None:
+    with Service(encoder, read_timeout=0.5, max_texts=6000) as service:
+        service.until_ready(PATIENCE)
+        with unread(service):
+            answers = 'mbexport_http_requests_total{path="/embed",status="%d"}'
+            until(lambda: metric(service, answers % 200) + metric(service, answers % 499) == 2)
+
+
+@pytest.mark.parametrize("module", ["uvicorn", "fastapi", "numpy"])
+def test_sigterm_during_the_imports_is_not_lost(module: str, tmp_path: Path) -> None:
+    """As PID 1 it would be without a handler; here exit code 0 tells that there was one."""
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "examples.service"]
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_killed_and_started_again_it_serves(example_bundle: Path) -> None:

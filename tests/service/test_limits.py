@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.service.process import ROOT, Service
+from examples.service import app, inputs
+from examples.service.errors import ServiceError
 from examples.service.settings import Settings
 from mbexport.errors import InputError
 from mbexport.runtime import Model
@@ -57,6 +63,33 @@ def test_ten_thousand_texts_are_refused_by_default(service: Service) -> None:
     status, found, _ = service.ask("POST", "/predict", {"inputs": ["a text"] * 10_000})
     assert (status, found["error"]["type"]) == (413, "too_many_texts")
     assert "at most 1000" in found["error"]["message"]
+
+
+def test_junk_is_counted_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(inputs, "_parts", lambda item, _: looked_at.append(item))
+    body = json.dumps({"inputs": [0] * 10_000}).encode()
+    with pytest.raises(ServiceError, match="10000 texts, at most 1000"):
+        inputs.read_call(body, (), "text-classification", inputs.Limits(1000, 100))
+    assert looked_at == []
+
+
+def test_large_bodies_are_read_beside_the_event_loop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def read(*arguments: Any) -> inputs.Call:
+        threads.append(threading.current_thread())
+        return inputs.read_call(*arguments)
+
+    monkeypatch.setattr(app, "read_call", read)
+    served = app.Served(model, Settings())
+    try:
+        for size in (10, 90_000):
+            text = "x" * size
+            assert asyncio.run(served.call(json.dumps({"inputs": text}).encode())).items == [text]
+    finally:
+        served.batcher.close()
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 def test_ten_thousand_texts_are_answered_where_they_are_allowed(example_bundle: Path, model: Model) -> None:
@@ -133,12 +166,42 @@ def test_too_many_requests_are_refused_at_once_and_unread(held: Callable[..., He
         answer = connection.getresponse()
         assert (answer.status, answer.getheader("retry-after")) == (429, "1")
         assert json.loads(answer.read())["error"]["type"] == "busy"
+        status, found, headers = one.service.ask("POST", "/predict", b" " * 100_000)  # more than is read and dropped
+        assert (status, found["error"]["type"], headers["connection"]) == (429, "busy", "close")
         connection.send(b" " * 30)
         connection.request("GET", "/health")  # the connection is still of use
         assert connection.getresponse().status == 200
         connection.close()
         one.order("")
         assert [future.result()[0] for future in taken] == [200, 200]
+
+
+def is_cut(service: Service) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as client:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            return client.recv(100) == b""
+    except ConnectionError:
+        return True
+
+
+def test_idle_connections_do_not_fail_the_probes(example_bundle: Path) -> None:
+    with Service(example_bundle, max_connections=8, read_timeout=PATIENCE) as service, ExitStack() as stack:
+        service.until_ready(PATIENCE)
+        address = ("127.0.0.1", service.port)
+        for _ in range(8):
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        status, found, headers = service.ask("POST", "/predict", {"inputs": "a"})
+        assert (status, found["error"]["type"], headers["connection"]) == (503, "too_many_connections", "close")
+        assert "9 connections are open, at most 8" in found["error"]["message"]
+        assert service.ask("GET", "/info")[0] == 503
+        assert [service.ask("GET", path)[0] for path in ("/health", "/health/live", "/health/ready")] == [200] * 3
+        assert metric(service, 'mbexport_http_requests_total{path="/predict",status="503"}') == 1
+        for _ in range(8):
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        assert is_cut(service)
+        stack.close()
+        until(lambda: service.ask("POST", "/predict", {"inputs": "a"})[0] == 200)
 
 
 def test_a_full_queue_refuses_and_what_waits_is_answered(held: Callable[..., Held]) -> None:
@@ -182,16 +245,26 @@ def test_other_variables_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("BUNDLE", "no/such/bundle", "no/such/bundle"), ("REQUIRE_DEVICE", "cuda", "the model runs on cpu")],
+    [
+        ("BUNDLE", "no/such/bundle", "no/such/bundle"),
+        ("REQUIRE_DEVICE", "cuda", "the model runs on cpu"),
+        ("LISTEN", "no.such.host.invalid:8000", "no.such.host.invalid:8000"),
+        ("LISTEN", f"{'a' * 70}:8000", "cannot listen"),
+        ("LISTEN", "192.0.2.1:8000", "not this machine's"),
+        ("LISTEN", "{taken}", "Address already in use"),
+    ],
 )
 def test_a_service_that_cannot_start_says_why_in_one_line(
     name: str, value: str, message: str, example_bundle: Path
 ) -> None:
-    given = {"MBEXPORT_BUNDLE": str(example_bundle), f"MBEXPORT_{name}": value, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "examples.service"]
-    ended = subprocess.run(
-        command, check=False, env={**os.environ, **given}, capture_output=True, text=True, timeout=PATIENCE
-    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        given = {"MBEXPORT_BUNDLE": str(example_bundle), "MBEXPORT_LISTEN": "127.0.0.1:0", "PYTHONPATH": str(ROOT)}
+        given[f"MBEXPORT_{name}"] = value.replace("{taken}", listen)
+        command = [sys.executable, "-m", "examples.service"]
+        ended = subprocess.run(
+            command, check=False, env={**os.environ, **given}, capture_output=True, text=True, timeout=PATIENCE
+        )
     assert ended.returncode == 2
     assert message in ended.stderr
     assert ended.stderr.startswith("service: error: ")

@@ -1,4 +1,4 @@
-"""examples/service offered four times what it can do, for some seconds; `make bench-service` does it for a minute."""
+"""examples/service offered four times what it can do, for some seconds; `make bench-service` measures it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.service.process import ROOT, Service, Watch
+from benchmarks.service.process import ROOT, Service
 from mbexport.runtime import Model
 from tests.checkpoints import EXAMPLE
 from tests.service.conftest import PATIENCE
@@ -42,20 +42,13 @@ def test_four_times_its_capacity(example_bundle: Path, requests: Rows, tmp_path:
     path.write_text(json.dumps(requests, default=float))
     with Service(example_bundle, log=tmp_path / "log") as service:
         service.until_ready(PATIENCE)
-        capacity = send(service.port, path, "--seconds", "2", "--clients", "12")  # whose texts fit the queue
+        capacity = send(service.port, path, "--seconds", "1", "--clients", "12")  # whose texts fit the queue
         assert (capacity["lost"], capacity["wrong"], set(capacity["statuses"])) == (0, 0, {"200"})
-        before = service.resident_bytes()
-        with Watch(service, every=0.2) as watch:
-            found = send(service.port, path, "--seconds", "6", "--rate", str(4 * capacity["accepted_per_second"]))
+        found = send(service.port, path, "--seconds", "3", "--rate", str(4 * capacity["accepted_per_second"]))
+        assert service.ask("GET", "/health/ready")[0] == 200
         log = (tmp_path / "log").read_text()
     assert (found["lost"], found["wrong"]) == (0, 0)
-    assert set(found["statuses"]) == {"200", "429"}
-    assert found["statuses"]["200"] > 6 * capacity["accepted_per_second"] / 4  # busy with refusals it still computes
-    assert found["statuses"]["429"] > found["sent"] / 4
-    assert found["refused_ms"]["p50"] < found["accepted_ms"]["p50"]
-    assert found["accepted_ms"]["p99"] < 20_000  # generous: what waits is bounded, not the machine's speed
-    assert set(watch.ready) == {200}
-    assert max(watch.resident) < 1.25 * before  # the benchmark measures it after a longer warm-up
+    assert set(found["statuses"]) == {"200", "429"}  # some accepted, some refused; how many, the benchmark says
     assert "Traceback" not in log
 
 

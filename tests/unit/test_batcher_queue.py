@@ -297,3 +297,18 @@ def test_limits_that_are_none(options: dict[str, Any], message: str, model: Stan
     with pytest.raises(InputError, match=message):
         Batcher(model, **options)  # type: ignore[arg-type]
     assert threading.active_count() <= before
+
+
+def test_a_depth_is_not_told_after_a_newer_one() -> None:
+    observer = Record()
+    teller = Teller(observer)
+    newer = threading.Thread(target=teller.queue, args=(lambda: (2, 2),))
+
+    def older() -> tuple[int, int]:
+        newer.start()
+        newer.join(0.2)  # it waits for this one to be told
+        return 1, 1
+
+    teller.queue(older)
+    newer.join()
+    assert observer.depths == [(1, 1), (2, 2)]

@@ -1,0 +1,71 @@
+"""Parts of examples/service where a socket would not show a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from examples.service.feed import SHORT, Feed
+from examples.service.inputs import Call
+from tests.service.conftest import PATIENCE
+
+
+class Queue:
+    """In a batcher's place: it keeps what it is given, until a test answers."""
+
+    def __init__(self) -> None:
+        self.queued: list[Future[Any]] = []
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def submit(self, _: str, **__: object) -> Future[Any]:
+        """As a batcher's."""
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE)
+        self.queued.append(Future())
+        return self.queued[-1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("most_waiting", "most_chars"), [(3, 10**9), (10**9, 30)])
+def test_a_request_has_only_its_part_of_the_queue(most_waiting: int, most_chars: int) -> None:
+    async def feed() -> list[Any]:
+        queue = Queue()
+        feeding = Feed(queue, most_waiting, most_chars, PATIENCE)  # type: ignore[arg-type]
+        answers = asyncio.create_task(feeding.answers(Call(["x" * 10] * 7)))
+        for answered in range(7):
+            await until(lambda answered=answered: len(queue.queued) == min(7, answered + 3))  # type: ignore[misc]
+            await asyncio.sleep(0)  # it would queue more at once
+            assert len(queue.queued) == min(7, answered + 3)
+            queue.queued[answered].set_result(answered)
+        feeding.close()
+        return await answers
+
+    assert asyncio.run(asyncio.wait_for(feed(), PATIENCE)) == list(range(7))
+
+
+def test_a_text_queued_after_its_request_was_cancelled_is_taken_back() -> None:
+    async def feed() -> Future[Any]:
+        queue = Queue()
+        queue.go_on.clear()
+        feeding = Feed(queue, 10, 10**9, PATIENCE)  # type: ignore[arg-type]
+        answers = asyncio.create_task(feeding.answers(Call(["x" * (SHORT + 1)])))
+        await until(queue.entered.is_set)  # on a thread, where it cannot be cancelled
+        answers.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answers
+        queue.go_on.set()
+        await until(lambda: len(queue.queued) == 1 and queue.queued[0].done())
+        feeding.close()
+        return queue.queued[0]
+
+    assert asyncio.run(asyncio.wait_for(feed(), PATIENCE)).cancelled()
