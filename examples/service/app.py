@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from mbexport.errors import MbexportError
 from mbexport.runtime import Batcher, Model
+from mbexport.runtime.plain import plain
 from mbexport.runtime.prometheus import PrometheusObserver
 from mbexport.version import __version__
 
@@ -23,7 +24,7 @@ from .errors import ServiceError, service_error
 from .feed import Feed
 from .guard import SMALL_BODY, Guard, until_gone
 from .health import Health
-from .inputs import Call, Limits, plain, read_call
+from .inputs import Call, Limits, read_call
 from .metrics import HttpMetrics
 from .openapi import EMBED, PREDICT
 from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
