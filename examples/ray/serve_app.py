@@ -24,11 +24,17 @@ from typing_extensions import Self  # pydantic needs it, too
 
 from mbexport.errors import BackendError, BusyError, ClosedError, DeadlineError, InputError, MbexportError
 from mbexport.runtime import Batcher, load
+from mbexport.runtime.plain import plain
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas elsewhere have no such module
 
-STATUS = {InputError: 422, BusyError: 429, DeadlineError: 504, ClosedError: 503, BackendError: 503}
-KIND = {422: "invalid_input", 429: "busy", 503: "unavailable", 504: "deadline", 500: "internal"}
+KINDS = {  # status and type, the names those of examples/service
+    InputError: (422, "invalid_texts"),
+    BusyError: (429, "busy"),
+    DeadlineError: (504, "deadline"),
+    ClosedError: (503, "closing"),
+    BackendError: (503, "backend"),
+}
 CHECK_SECONDS = 20.0  # for a forward pass of one token, between batches
 DRAIN_SECONDS, CLOSE_SECONDS = 30.0, 5.0  # for requests to be answered; then for the batcher to end
 log = logging.getLogger("ray.serve")
@@ -97,8 +103,8 @@ class RefusedError(Exception):
 
 def refusal(error: Exception) -> RefusedError:
     """What a client is told of an error of the runtime's."""
-    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
-    return RefusedError(status, KIND[status], str(error))
+    status, kind = next((found for cause, found in KINDS.items() if isinstance(error, cause)), (500, "internal"))
+    return RefusedError(status, kind, str(error))
 
 
 @serve.deployment
@@ -155,10 +161,13 @@ class ModernBert:
             answer = await self._batcher.answer(tuple(item) if isinstance(item, list) else item)
         except InputError as error:
             message = re.sub("^(text|item) 0", f"item {number}", str(error))  # of a list of one
-            raise RefusedError(422, KIND[422], message) from error
+            raise RefusedError(422, "invalid_texts", message) from error
         except MbexportError as error:
             raise refusal(error) from error
-        return answer.tolist() if hasattr(answer, "tolist") else answer
+        try:
+            return plain(answer)
+        except ValueError as error:
+            raise RefusedError(500, "not_finite", f"item {number}: {error}") from error
 
     async def check_health(self) -> None:
         """A forward pass of one token on the device; where it fails three times Serve replaces the replica."""
@@ -177,7 +186,7 @@ def read_items(body: bytes, arguments: Arguments) -> list[Any]:
         RefusedError: it is too large, no JSON, or holds something else.
     """
     if len(body) > arguments.max_body:
-        raise RefusedError(413, "too_large", f"the body has {len(body)} bytes, at most {arguments.max_body}")
+        raise RefusedError(413, "body_too_large", f"the body has {len(body)} bytes, at most {arguments.max_body}")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as cause:

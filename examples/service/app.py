@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from mbexport.errors import MbexportError
 from mbexport.runtime import Batcher, Model
+from mbexport.runtime.plain import plain
 from mbexport.runtime.prometheus import PrometheusObserver
 from mbexport.version import __version__
 
@@ -23,7 +24,7 @@ from .errors import ServiceError, service_error
 from .feed import Feed
 from .guard import SMALL_BODY, Guard, until_gone
 from .health import Health
-from .inputs import Call, Limits, plain, read_call
+from .inputs import Call, Limits, read_call
 from .metrics import HttpMetrics
 from .openapi import EMBED, PREDICT
 from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
@@ -61,7 +62,8 @@ class Served:
         )
         self.health = Health(self.batcher, settings.ready_window, settings.dead_after)
         # A token has about four characters, so one request takes about a quarter of the queue.
-        self.feed = Feed(self.batcher, max(1, settings.max_waiting // 4), self.most_tokens, settings.timeout)
+        most_waiting = max(1, settings.max_waiting // 4)
+        self.feed = Feed(self.batcher, most_waiting, self.most_tokens, settings.max_numbers, settings.timeout)
         chars = settings.max_chars or max(CHARS_PER_TOKEN * model.manifest.max_length, LEAST_CHARS)
         self.limits = Limits(settings.max_texts, chars)
         self._reader = ThreadPoolExecutor(1, "read")
@@ -113,6 +115,7 @@ class Served:
                 "texts": self.limits.texts,
                 "chars": self.limits.chars,
                 "requests": settings.max_requests,
+                "numbers": settings.max_numbers,
                 "timeout_seconds": settings.timeout,
             },
         }

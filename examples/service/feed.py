@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from mbexport.errors import BusyError, DeadlineError, InputError
 from mbexport.runtime import Batcher
@@ -18,6 +21,17 @@ SHORT = 2000  # characters that are tokenized sooner than a thread is asked to
 RETRY_SECONDS = 0.05  # between two attempts to queue the rest of a request that has begun
 
 
+@dataclass
+class _Running:
+    """A request that is being answered."""
+
+    call: Call
+    answers: list[Any]
+    pending: dict[asyncio.Future[Any], int] = field(default_factory=dict)
+    chars: int = 0  # of what is pending
+    numbers: int = 0  # in vectors of the answers
+
+
 class Feed:
     """Requests' texts into a batcher's queue.
 
@@ -25,11 +39,13 @@ class Feed:
         batcher: that computes them.
         most_waiting: texts of one request that may be queued at a time.
         most_chars: characters of those, though one longer text goes alone.
+        most_numbers: in the vectors of one request's answers.
         timeout: seconds for a whole request.
     """
 
-    def __init__(self, batcher: Batcher, most_waiting: int, most_chars: int, timeout: float) -> None:
-        self.batcher, self.most_waiting, self.most_chars, self.timeout = batcher, most_waiting, most_chars, timeout
+    def __init__(self, batcher: Batcher, most_waiting: int, most_chars: int, most_numbers: int, timeout: float) -> None:
+        self.batcher, self.timeout = batcher, timeout
+        self.most_waiting, self.most_chars, self.most_numbers = most_waiting, most_chars, most_numbers
         self._threads = ThreadPoolExecutor(2, "tokenize")
 
     async def answers(self, call: Call) -> list[Any]:
@@ -40,48 +56,44 @@ class Feed:
         Raises:
             BusyError: the queue is full.
             DeadlineError: not all was answered in time.
-            ServiceError: a text is not what the model takes, by its number.
+            ServiceError: a text is not what the model takes, by its number, or the answers are too large.
             BackendError: a forward pass failed.
         """
         end = time.monotonic() + self.timeout
-        answers: list[Any] = [None] * len(call.items)
-        pending: dict[asyncio.Future[Any], int] = {}
-        chars = 0
+        running = _Running(call, [None] * len(call.items))
+        pending = running.pending
         try:
             for number, item in enumerate(call.items):
                 size = _size(item)
-                while pending and (len(pending) >= self.most_waiting or chars + size > self.most_chars):
-                    chars -= await self._collect(pending, answers, call.items)
+                while pending and (len(pending) >= self.most_waiting or running.chars + size > self.most_chars):
+                    await self._collect(running)
                 while (queued := await self._submit(call, number, end)) is None:
-                    chars -= await self._collect(pending, answers, call.items, RETRY_SECONDS)
+                    await self._collect(running, RETRY_SECONDS)
                 pending[asyncio.wrap_future(queued)] = number
-                chars += size
+                running.chars += size
             while pending:
-                await self._collect(pending, answers, call.items)
+                await self._collect(running)
         finally:
             for future in pending:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # else asyncio logs that nobody asked
-        return answers
+        return running.answers
 
-    async def _collect(
-        self,
-        pending: dict[asyncio.Future[Any], int],
-        answers: list[Any],
-        items: list[Any],
-        timeout: float | None = None,
-    ) -> int:
-        """Take what is answered, waiting for one at least; the characters of what was taken."""
-        if not pending:
+    async def _collect(self, running: _Running, timeout: float | None = None) -> None:
+        """Take what is answered, waiting for one at least."""
+        if not running.pending:
             await asyncio.sleep(timeout or 0)
-            return 0
-        done, _ = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        chars = 0
+            return
+        done, _ = await asyncio.wait(running.pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for future in done:
-            number = pending.pop(future)
-            answers[number] = future.result()
-            chars += _size(items[number])
-        return chars
+            number = running.pending.pop(future)
+            answer = running.answers[number] = future.result()
+            running.chars -= _size(running.call.items[number])
+            running.numbers += answer.size if isinstance(answer, np.ndarray) else 0
+        if running.numbers > self.most_numbers:
+            message = f"the answers hold more than {self.most_numbers} numbers, {running.numbers} before all "
+            message += f"{len(running.answers)} texts were answered; send fewer at a time, or set MBEXPORT_MAX_NUMBERS"
+            raise ServiceError(413, "answer_too_large", message)
 
     async def _submit(self, call: Call, number: int, end: float) -> Future[Any] | None:
         """Queue an item; None where there is no room for one that is not the first."""

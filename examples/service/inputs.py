@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .errors import ServiceError
 
 MOST_NAMED = 20  # bad items that an error lists
@@ -140,27 +138,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return names.get(type(value)) or f"the number {value!r:.40}"
-
-
-def plain(value: Any) -> Any:
-    """An answer without NumPy's types.
-
-    Raises:
-        ValueError: a number in it is infinite or NaN: the model computed nonsense.
-    """
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain_array(value)
-    if isinstance(value, float) and not np.isfinite(value):
-        raise ValueError(f"the model computed {value}")
-    return value
-
-
-def plain_array(values: np.ndarray[Any, Any] | np.generic) -> Any:
-    """A list of numbers, or one number; float32 as the float64 of equal value."""
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise ValueError("the model computed numbers that are infinite or NaN")
-    return values.tolist()

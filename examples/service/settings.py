@@ -31,6 +31,7 @@ class Settings:
     max_body_bytes: int = 2_000_000
     max_texts: int = 1000  # of a request; of multiple choice every choice counts
     max_chars: int = 0  # of a text; 0: 32 for each token that the model takes, 100,000 at least
+    max_numbers: int = 2_000_000  # in the vectors of an answer; without pooling each token has one
     read_timeout: float = 10.0  # until a request's headers are there, and then until its body is
     timeout: float = 30.0  # until its answer is
 

@@ -23,6 +23,7 @@ from mbexport.runtime.answers import Prepared
 from mbexport.runtime.backends.interface import Backend, FloatArray, IntArray
 from mbexport.runtime.batches import Limits, plan_batches
 from mbexport.runtime.model import Model
+from mbexport.runtime.plain import plain
 from mbexport.runtime.schedule import MOST_TOKENS, Run, plan_runs
 from mbexport.runtime.text import bundle_encoder
 
@@ -300,9 +301,9 @@ class TritonPythonModel:
 
 def _json(answer: Any) -> bytes:
     try:
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(plain(answer), ensure_ascii=False).encode()
     except ValueError as cause:
-        raise BackendError("the model's outputs are not finite numbers") from cause
+        raise BackendError(str(cause)) from cause
 
 
 def _error(cause: MbexportError) -> Any:

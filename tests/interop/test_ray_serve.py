@@ -119,14 +119,14 @@ def test_callers_at_the_same_time(served: Served, example_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "kind", "message"),
     [
-        (b'{"inputs": ["a", 3]}', 422, "invalid_input", "item 1 is a int"),
-        (b'{"inputs": ["a", "\\ud800"]}', 422, "invalid_input", "item 1 holds a lone surrogate"),
+        (b'{"inputs": ["a", 3]}', 422, "invalid_texts", "item 1 is a int"),
+        (b'{"inputs": ["a", "\\ud800"]}', 422, "invalid_texts", "item 1 holds a lone surrogate"),
         (b'{"inputs": {}}', 422, "invalid_request", 'expected {"inputs": text}'),
         (b'{"inputs": "a", "top_k": 3}', 422, "invalid_request", 'expected {"inputs": text}'),
         (b"[" * 100_000, 400, "invalid_json", "the body is no JSON"),
         (b'{"inputs": "\xff"}', 400, "invalid_json", "the body is no JSON"),
         (json.dumps({"inputs": ["a"] * 65}).encode(), 413, "too_many_texts", "65 texts, at most 64"),
-        (b" " * 2_000_001, 413, "too_large", "2000001 bytes"),
+        (b" " * 2_000_001, 413, "body_too_large", "2000001 bytes"),
     ],
 )
 def test_bad_requests(served: Served, body: bytes, status: int, kind: str, message: str) -> None:

@@ -17,7 +17,9 @@ import pytest
 
 from benchmarks.service.process import ROOT, Service
 from examples.service.settings import Settings
+from mbexport import export_onnx
 from mbexport.runtime import Model, load
+from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
 from tests.service.conftest import PATIENCE, metric, until
 
 TEXTS = [
@@ -72,6 +74,25 @@ def test_embed_gives_the_vectors_of_an_encoder(encoder: Path) -> None:
         for wrong in (0, 1.5, True, "8", 2**40):
             assert service.ask("POST", "/embed", {"inputs": "a", "truncate_dim": wrong})[0] == 422, wrong
         assert service.ask("GET", "/info")[1]["prompts"] == ["query"]
+
+
+def test_vectors_of_all_tokens_have_a_limit(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", ENCODER, vocab_size=5000)
+    shutil.copy(EXAMPLE / "tokenizer.json", checkpoint)
+    modules = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (path, kind) in enumerate((("", "Transformer"), ("1_Normalize", "Normalize")))  # and no pooling
+    ]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    export_onnx(checkpoint, tmp_path / "bundle")
+    with Service(tmp_path / "bundle", max_numbers=64 * 20) as service:
+        service.until_ready(PATIENCE)
+        status, found, _ = service.ask("POST", "/predict", {"inputs": "the cat sat"})
+        assert status == 200
+        assert np.shape(found["predictions"][0])[1:] == (64,)
+        status, found, _ = service.ask("POST", "/predict", {"inputs": ["the cat sat"] * 20})
+        assert (status, found["error"]["type"]) == (413, "answer_too_large")
+        assert "more than 1280 numbers" in found["error"]["message"]
 
 
 def test_embed_of_a_classifier_is_refused(service: Service) -> None:
