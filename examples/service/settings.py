@@ -36,7 +36,7 @@ class Settings:
     timeout: float = 30.0  # until its answer is
 
     max_waiting: int = 1024  # texts in the queue
-    max_waiting_tokens: int = 0  # tokens in the queue; 0: 16 times what keeps the device busy
+    max_waiting_tokens: int = 0  # tokens in the queue; 0: 4 times what keeps the device busy
     max_batch_tokens: int = 0  # tokens computed together; 0: as many as keep the device busy
     max_delay: float = 0.0  # that a batch waits to fill while the device is idle
 

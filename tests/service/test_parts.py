@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.service.__main__ import bind
 from examples.service.errors import ServiceError
 from examples.service.feed import SHORT, Feed
 from examples.service.inputs import Call
+from examples.service.settings import Settings
 from tests.service.conftest import PATIENCE
 
 
@@ -96,3 +99,13 @@ def test_a_text_queued_after_its_request_was_cancelled_is_taken_back() -> None:
         return queue.queued[0]
 
     assert asyncio.run(asyncio.wait_for(feed(), PATIENCE)).cancelled()
+
+
+def test_answers_are_not_held_back_by_nagles_delay() -> None:
+    """asyncio turns it off for sockets whose protocol is named, and an accepted one has its listener's."""
+    sockets = bind(Settings(bundle="unused", listen="127.0.0.1:0"))
+    try:
+        assert [one.proto for one in sockets] == [socket.IPPROTO_TCP]
+    finally:
+        for one in sockets:
+            one.close()
