@@ -1,8 +1,9 @@
 # Triton Inference Server with mbexport for its Python backend; the repository of `mbexport package` is mounted.
-#   docker build -f docker/triton.Dockerfile -t mbexport-triton .
+#   docker build -f docker/triton.Dockerfile --build-arg TRITON=IMAGE -t mbexport-triton .
+# IMAGE: NVIDIA's, by the full name that its catalog gives nvidia/tritonserver, e.g. with the tag 25.10-py3.
 #   docker run --rm --shm-size=1g -p 8000:8000 -v "$PWD/triton-models:/models:ro" mbexport-triton
 # With an engine: a release of Triton that has the very TensorRT that built it.
-ARG TRITON=25.10-py3
+ARG TRITON=nvidia/tritonserver:25.10-py3
 
 FROM python:3.12.12-slim-bookworm AS build
 WORKDIR /src
@@ -10,7 +11,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY mbexport mbexport
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM nvidia/tritonserver:${TRITON}
+FROM ${TRITON}
 COPY --from=build /wheels /wheels
 # Into the Python that the backend was built for; its NumPy stays as the image has it.
 RUN numpy="$(python3 -c 'import numpy; print(numpy.__version__)')" \
