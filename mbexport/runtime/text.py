@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Manifest, Sentence
+from mbexport.runtime.beginnings import beginning, holds, splits_at_blanks
 from mbexport.texts import Text
 
 ANSWERED_BY_TOKENS = ("token-classification", "question-answering", "fill-mask")
@@ -60,7 +61,7 @@ class TextEncoder:
     ) -> None:
         from tokenizers import Tokenizer  # here, beside a graph that is being loaded
 
-        self._keep_offsets = keep_offsets
+        self._keep_offsets, self._max_length = keep_offsets, max_length
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
@@ -70,6 +71,7 @@ class TextEncoder:
             # The file may fix padding and truncation; this runtime decides both itself.
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
+            self._by_beginnings = splits_at_blanks(self._tokenizer)
         except Exception as cause:  # tokenizers raises bare Exception
             raise BundleError(f"{tokenizer_file} is no usable tokenizer: {cause}; export again") from cause
 
@@ -82,11 +84,19 @@ class TextEncoder:
         """
         for number, text in enumerate(texts):
             _check(number, text)
+        parts = [self._beginning(text) for text in texts]
         try:
-            encodings = self._tokenizer.encode_batch(list(texts))
+            encodings = self._tokenizer.encode_batch(parts)
+            for number, (text, part) in enumerate(zip(texts, parts, strict=True)):
+                if part is not text and not holds(encodings[number], part):
+                    encodings[number] = self._tokenizer.encode_batch([text])[0]
         except Exception as cause:
             raise InputError(self._fault(texts, cause)) from cause
         return [self._encoded(encoding) for encoding in encodings]
+
+    def _beginning(self, text: Text) -> Any:
+        """What to tokenize of a text; of pairs, which are cut by their lengths, all."""
+        return beginning(text, self._max_length) if self._by_beginnings and isinstance(text, str) else text
 
     def _encoded(self, encoding: Any) -> Encoded:
         ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
