@@ -23,13 +23,15 @@ import pyarrow.parquet as pq
 from mbexport.errors import InputError, MbexportError
 from mbexport.manifest import Manifest
 from mbexport.runtime import Model
+from mbexport.runtime.answers import characters
+from mbexport.writing import sha256
 
 KEY = b"mbexport"  # of a finished file's metadata: the job and the input that it was made of
 READ_BYTES, READ_ROWS = 8 * 2**20, 1024  # of rows that are read at a time
 ROW_GROUP_BYTES = 64 * 2**20  # of an output's row group in memory
 BATCH_TOKENS = 32_768  # of one call of the model, which schedules them by length; more gain nothing
 GROUP_CHARACTERS = 2**18  # that are tokenized at a time
-MOST_CHARACTERS = 2_000_000  # of a text: the tokenizer reads all of it, however little the model takes
+MOST_CHARACTERS = 2_000_000  # of a text: of a pair the tokenizer reads all, however little the model takes
 
 
 class DataError(MbexportError):
@@ -200,19 +202,15 @@ def answered(model: Model, texts: Iterable[Any]) -> Iterator[tuple[list[tuple[An
 def _groups(texts: Iterable[Any]) -> Iterator[list[Any]]:
     """Texts to be tokenized at a time."""
     group: list[Any] = []
-    characters = 0
+    size = 0
     for text in texts:
         group.append(text)
-        characters += 0 if isinstance(text, Bad) else _characters(text)
-        if characters >= GROUP_CHARACTERS or len(group) == READ_ROWS:
+        size += characters(text)  # a Bad has none
+        if size >= GROUP_CHARACTERS or len(group) == READ_ROWS:
             yield group
-            group, characters = [], 0
+            group, size = [], 0
     if group:
         yield group
-
-
-def _characters(text: Any) -> int:
-    return len(text) if isinstance(text, str) else sum(_characters(part) for part in text)
 
 
 def _prepared(model: Model, group: Sequence[Any]) -> list[Any]:
@@ -255,8 +253,8 @@ def _text(value: pa.Scalar, column: str) -> Any:
         return Bad(f"{column} is not valid UTF-8 at byte {error.start}")
     if text is None or (isinstance(text, list) and None in text):
         return Bad(f"{column} is null")
-    if _characters(text) > MOST_CHARACTERS:
-        return Bad(f"{column} has {_characters(text)} characters, at most {MOST_CHARACTERS} are read")
+    if (size := characters(text)) > MOST_CHARACTERS:
+        return Bad(f"{column} has {size} characters, at most {MOST_CHARACTERS} are read")
     return text
 
 
@@ -373,15 +371,6 @@ def _replacing(path: Path, folder: Path) -> Iterator[Any]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def text_sha256(text: str) -> str:

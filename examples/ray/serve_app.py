@@ -24,6 +24,7 @@ from typing_extensions import Self  # pydantic needs it, too
 
 from mbexport.errors import BackendError, BusyError, ClosedError, DeadlineError, InputError, MbexportError
 from mbexport.runtime import Batcher, load
+from mbexport.runtime.batcher import WAITING_BATCHES
 from mbexport.runtime.plain import plain
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas elsewhere have no such module
@@ -38,7 +39,6 @@ KINDS = {  # status and type, the names those of examples/service
 CHECK_SECONDS = 20.0  # for a forward pass of one token, between batches
 DRAIN_SECONDS, CLOSE_SECONDS = 30.0, 5.0  # for requests to be answered; then for the batcher to end
 log = logging.getLogger("ray.serve")
-QUEUED_BATCHES = 4
 BUSY_GPU = 32  # requests that keep one busy
 
 
@@ -124,7 +124,7 @@ class ModernBert:
             model,
             max_delay=arguments.max_delay,
             max_waiting=arguments.max_waiting,
-            max_waiting_tokens=arguments.max_waiting_tokens or max(largest, QUEUED_BATCHES * model.batch_tokens),
+            max_waiting_tokens=arguments.max_waiting_tokens or max(largest, WAITING_BATCHES * model.batch_tokens),
             timeout=arguments.timeout,
         )
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from mbexport.errors import MbexportError
 from mbexport.runtime import Batcher, Model
+from mbexport.runtime.batcher import WAITING_BATCHES
 from mbexport.runtime.plain import plain
 from mbexport.runtime.prometheus import PrometheusObserver
 from mbexport.version import __version__
@@ -30,9 +31,6 @@ from .openapi import EMBED, PREDICT
 from .settings import CHARS_PER_TOKEN, LEAST_CHARS, Settings
 
 T = TypeVar("T")
-# In units of what keeps the device busy. Texts of mixed lengths fill all cores evenly, one core each, only
-# where there are many; what waits is a fraction of a second's work.
-IN_QUEUE = 4  # batches
 CLOSE_SECONDS = 2.0
 
 
@@ -49,10 +47,10 @@ class Served:
         self.connections: Sized = ()  # the server's, where it shows them
         self.registry = CollectorRegistry()
         self.metrics = HttpMetrics(self.registry, model)
-        self.most_tokens = settings.max_waiting_tokens or IN_QUEUE * model.batch_tokens
+        self.most_tokens = settings.max_waiting_tokens or WAITING_BATCHES * model.batch_tokens
         self.batcher = Batcher(
             model,
-            max_tokens=settings.max_batch_tokens or model.batch_tokens,
+            max_tokens=settings.max_batch_tokens or None,
             max_delay=settings.max_delay,
             max_waiting=settings.max_waiting,
             # More than busy() lets in: what was let in is seldom refused after it was read and tokenized.

@@ -13,6 +13,7 @@ import numpy as np
 
 from mbexport.errors import BusyError, DeadlineError, InputError
 from mbexport.runtime import Batcher
+from mbexport.runtime.answers import characters
 
 from .errors import ServiceError
 from .inputs import Call
@@ -64,7 +65,7 @@ class Feed:
         pending = running.pending
         try:
             for number, item in enumerate(call.items):
-                size = _size(item)
+                size = characters(item)
                 while pending and (len(pending) >= self.most_waiting or running.chars + size > self.most_chars):
                     await self._collect(running)
                 while (queued := await self._submit(call, number, end)) is None:
@@ -88,7 +89,7 @@ class Feed:
         for future in done:
             number = running.pending.pop(future)
             answer = running.answers[number] = future.result()
-            running.chars -= _size(running.call.items[number])
+            running.chars -= characters(running.call.items[number])
             running.numbers += answer.size if isinstance(answer, np.ndarray) else 0
         if running.numbers > self.most_numbers:
             message = f"the answers hold more than {self.most_numbers} numbers, {running.numbers} before all "
@@ -104,7 +105,7 @@ class Feed:
             self.batcher.submit, item, prompt_name=call.prompt_name, truncate_dim=call.truncate_dim, timeout=left
         )
         try:
-            if _size(item) <= SHORT:
+            if characters(item) <= SHORT:
                 return submit()
             job = asyncio.get_running_loop().run_in_executor(self._threads, submit)
             try:
@@ -128,8 +129,3 @@ class Feed:
 def _take_back(job: asyncio.Future[Future[Any]]) -> None:
     if not job.cancelled() and job.exception() is None:
         job.result().cancel()
-
-
-def _size(item: Any) -> int:
-    """Characters of an item."""
-    return len(item) if isinstance(item, str) else sum(_size(part) for part in item)

@@ -72,7 +72,7 @@ class Guard:
         except ServiceError as refusal:
             await _refuse(refusal, scope, receive, send)
             return
-        self.metrics.in_flight.inc()
+        self.metrics.in_flight += 1
         try:
             body = await self._body(receive)
             if body is not None:
@@ -83,7 +83,7 @@ class Guard:
             ending = ServiceError(503, "closing", "the service ends, and this was not finished in time")
             await ending.response()(scope, receive, send)
         finally:
-            self.metrics.in_flight.dec()
+            self.metrics.in_flight -= 1
 
     def _admit(self, length: int | None) -> None:
         """Raise a ServiceError where a request of so many bytes cannot be taken."""
@@ -91,7 +91,7 @@ class Guard:
         close = length is None or length > SMALL_BODY
         if length is not None and length > most:
             raise ServiceError(413, "body_too_large", f"the body has {length} bytes, at most {most}", close=True)
-        if self.metrics.in_flight.value >= self.settings.max_requests:
+        if self.metrics.in_flight >= self.settings.max_requests:
             message = f"{self.settings.max_requests} requests are in flight; try again later"
             raise ServiceError(429, "busy", message, close=close)
         reason = self.busy()

@@ -14,25 +14,15 @@ PATHS = ("/predict", "/embed", "/health", "/health/live", "/health/ready", "/met
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class InFlight:
-    """POST requests that were let in and are not answered."""
-
-    value = 0
-
-    def inc(self) -> None:
-        """One more."""
-        self.value += 1
-
-    def dec(self) -> None:
-        """One fewer."""
-        self.value -= 1
-
-
 class HttpMetrics:
-    """Requests by path and status, their time, how many are in flight, and texts that were cut."""
+    """Requests by path and status, their time, how many are in flight, and texts that were cut.
+
+    Attributes:
+        in_flight: POST requests that were let in and are not answered.
+    """
 
     def __init__(self, registry: CollectorRegistry, model: Model) -> None:
-        self.in_flight = InFlight()
+        self.in_flight = 0
         self._model = model
         self._requests = Counter(
             "mbexport_http_requests", "Answers by path and status; 499: the client had gone", ["path", "status"],
@@ -54,7 +44,7 @@ class HttpMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """What is read when it is asked for."""
-        yield GaugeMetricFamily("mbexport_http_in_flight", "Requests let in and not answered", self.in_flight.value)
+        yield GaugeMetricFamily("mbexport_http_in_flight", "Requests let in and not answered", self.in_flight)
         cut = CounterMetricFamily("mbexport_truncated_texts", "Texts longer than the model takes, which were cut")
         cut.add_metric([], self._model.truncated)
         yield cut

@@ -21,6 +21,7 @@ from mbexport.manifest import Manifest
 from mbexport.profiles import Profile, parse_profiles
 from mbexport.runtime.answers import Prepared
 from mbexport.runtime.backends.interface import Backend, FloatArray, IntArray
+from mbexport.runtime.backends.tensors import inputs_of, selected
 from mbexport.runtime.batches import Limits, plan_batches
 from mbexport.runtime.model import Model
 from mbexport.runtime.plain import plain
@@ -68,7 +69,7 @@ class TritonBackend:
         Raises:
             BackendError: Triton refused the call, or the model failed.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = inputs_of(input_ids, attention_mask, packs=self.packs)
         if positions is not None and self._selects:
             inputs["positions"] = positions
         response = pb_utils.InferenceRequest(
@@ -82,10 +83,7 @@ class TritonBackend:
         outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         if positions is None or self._selects:
             return outputs
-        return {
-            name: values.reshape(-1, *values.shape[2:])[positions] if name in self.per_token else values
-            for name, values in outputs.items()
-        }
+        return selected(outputs, positions, self.per_token)
 
 
 class InOrder:

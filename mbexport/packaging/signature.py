@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from mbexport.errors import BackendError, BundleError
+from mbexport.runtime.backends.ort import session_options
 
 DATA_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}  # ONNX Runtime's names to Triton's
 BATCH, SEQUENCE = "batch", "sequence"  # dynamic axes, as graphs name them
@@ -58,9 +59,7 @@ def read_signature(graph: Path) -> Signature:
         BackendError: ONNX Runtime refuses the graph, or cannot run it.
         BundleError: a data type that no graph of mbexport's has.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is read, not served
+    options = session_options(as_written=True)  # it is read, not served
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         session.run(None, {tensor.name: np.zeros([1] * len(tensor.shape), np.int64) + (tensor.name != "positions")

@@ -10,7 +10,8 @@ import onnxruntime
 
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
-from mbexport.runtime.packing import positions_of
+from mbexport.runtime.backends.ort import session_options
+from mbexport.runtime.backends.tensors import inputs_of
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model in memory finds its weights
 
@@ -27,9 +28,7 @@ class MemoryGraph:
     """
 
     def __init__(self, model: ir.Model, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options = session_options(as_written=True)
         options.add_session_config_entry(FOLDER, str(folder))
         try:
             proto = ir.to_proto(model).SerializeToString()
@@ -45,9 +44,8 @@ class MemoryGraph:
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if any(given.name == POSITION_IDS for given in self._session.get_inputs()):
-            inputs[POSITION_IDS] = positions_of(attention_mask)
+        packs = any(given.name == POSITION_IDS for given in self._session.get_inputs())
+        inputs = inputs_of(input_ids, attention_mask, packs=packs)
         try:
             values: list[FloatArray] = self._session.run(wanted, inputs)
         except Exception as cause:

@@ -130,7 +130,7 @@ class Sampler:
         manifest, ids = self._manifest, item.ids
         if manifest.task == "fill-mask" and self._mask_id is not None:
             return self._masked(number, item, self._mask_id, label)
-        if manifest.task in ("text-classification", "multiple-choice") or (manifest.sentence and manifest.pooling):
+        if manifest.pools_texts:
             return Sample(ids, label, None)
         if manifest.task == "question-answering" or manifest.pooling is not None:
             return Sample(ids, label, np.arange(len(ids)))

@@ -50,6 +50,13 @@ def items_of(texts: object) -> list[Any]:
     return [tuple(item) if isinstance(item, list) and len(item) == 2 else item for item in texts]
 
 
+def characters(item: Any) -> int:
+    """Of a text, or of all texts that an item holds; what is no text has none."""
+    if isinstance(item, (tuple, list)):
+        return sum(map(characters, item))
+    return len(item) if isinstance(item, str) else 0
+
+
 def parts_of(items: Sequence[Any], task: str) -> list[list[Text]]:
     """The texts that each item is made of: itself, or of multiple choice a pair for each choice.
 
@@ -98,11 +105,16 @@ def answer(prepared: Prepared, outputs: Sequence[Outputs], manifest: Manifest, d
 
 
 def _vectors(output: Outputs, manifest: Manifest, truncate_dim: int | None) -> FloatArray:
-    """An encoder's: of the text [size], or without pooling of each token [tokens, size]."""
-    if manifest.pooling is None:
-        return np.array(output["token_embeddings"])  # of its own: a view would keep all of the batch's in memory
+    """An encoder's: of the text [size], or without pooling of each token [tokens, size].
+
+    Arrays of their own: views would keep all of their batch in memory.
+    """
     sentence = manifest.sentence
-    if sentence is None:
-        return shortened(pool(output["last_hidden_state"], manifest.pooling), truncate_dim)
-    size = truncate_dim or sentence.truncate_dim
-    return np.array(shortened(output["sentence_embedding"], size, renormalize=sentence.normalized))
+    if manifest.pooling is None:
+        vectors = output["token_embeddings"]
+    elif sentence is None:
+        vectors = shortened(pool(output["last_hidden_state"], manifest.pooling), truncate_dim)
+    else:
+        size = truncate_dim or sentence.truncate_dim
+        vectors = shortened(output["sentence_embedding"], size, renormalize=sentence.normalized)
+    return np.array(vectors)

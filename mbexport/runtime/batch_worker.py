@@ -8,9 +8,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
-
-import numpy as np
 
 from mbexport.errors import BackendError, ClosedError
 from mbexport.runtime.model import Model
@@ -169,7 +166,7 @@ class Worker:
         try:
             for number, answer in self._model.answers([item for _, item in todo]):
                 answered.add(number)
-                self._pending.finish(todo[number][0], _own(answer))
+                self._pending.finish(todo[number][0], answer)
         except Exception as failure:
             return failure
         finally:
@@ -216,8 +213,3 @@ class Worker:
                 self._pending.expire()
         except BaseException as cause:  # without deadlines callers might wait for ever
             self._die(BackendError(f"the batcher's clock ended by {type(cause).__name__}: {cause}"), cause)
-
-
-def _own(answer: Any) -> Any:
-    """An answer that does not keep its batch in memory: vectors are rows of the batch's array."""
-    return answer.copy() if isinstance(answer, np.ndarray) and answer.base is not None else answer

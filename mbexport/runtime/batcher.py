@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from mbexport.errors import BackendError, ClosedError, InputError
+from mbexport.runtime.answers import characters
 from mbexport.runtime.batch_worker import Worker
 from mbexport.runtime.model import Model
 from mbexport.runtime.observer import Observer, Teller
 from mbexport.runtime.requests import Limits, Pending, Request, outcome_of
 
-WAITING_BATCHES = 4  # that may wait, where no limit is given
+WAITING_BATCHES = 4  # that may wait, where no limit is given: of a CPU the work of about a second
 
 
 class Batcher:
@@ -240,7 +241,7 @@ class Batcher:
     def _request(self, text: Any, timeout: float | None) -> Request:
         self._check_process()
         limit = self._timeout if timeout is None else _seconds(timeout)
-        return Request(self._pending, _characters(text), None if limit == math.inf else limit)
+        return Request(self._pending, characters(text), None if limit == math.inf else limit)
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         """End a request that its caller has no future of: the error is raised to the caller."""
@@ -275,10 +276,3 @@ def _seconds(timeout: float | None) -> float | None:
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise InputError(f"timeout is {timeout!r}, expected seconds above 0, or None")
     return timeout
-
-
-def _characters(text: Any) -> int:
-    """Of a text, or of all texts of an item."""
-    if isinstance(text, (tuple, list)):
-        return sum(map(_characters, text))
-    return len(text) if isinstance(text, str) else 0

@@ -26,22 +26,16 @@ def splits_at_blanks(tokenizer: Any) -> bool:
 
 def beginning(text: str, tokens: int) -> str:
     """A first part of the text that is enough for so many tokens of ordinary text; all of it if it is short."""
-    length = max(LEAST, CHARACTERS_A_TOKEN * tokens)
-    if len(text) <= length + MARGIN:
-        return text
-    return text[: max(0, _last_blank(text, length + MARGIN))] or text
+    return text[: max(LEAST, CHARACTERS_A_TOKEN * tokens) + MARGIN]
 
 
 def holds(encoding: Any, part: str) -> bool:
-    """Whether the tokens that were kept of a beginning are those of the whole text.
+    """Whether the tokens that were kept of a beginning are those of the whole text: they end before one of its blanks.
 
     Args:
         encoding: the tokenizer's of the beginning, cut to the tokens that are kept.
         part: the beginning.
     """
     kept = max((end for _, end in encoding.offsets), default=0)
-    return bool(encoding.overflowing) and kept <= _last_blank(part, len(part) - MARGIN)
-
-
-def _last_blank(text: str, end: int) -> int:
-    return max(text.rfind(blank, 0, max(0, end)) for blank in (" ", "\n"))
+    blank = max(part.rfind(blank, 0, len(part) - MARGIN) for blank in (" ", "\n"))
+    return bool(encoding.overflowing) and kept <= blank

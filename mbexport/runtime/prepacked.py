@@ -18,7 +18,7 @@ from mbexport import manifest as manifests
 from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.files import read_json, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest
-from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend
+from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
 from mbexport.runtime.graphs import cpu_graph, weights_of
 
 FOLDER, RECORD = "prepacked", "prepacked.json"
@@ -68,10 +68,7 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
 
 def _write(graph: Path, packed: Path, *, as_written: bool) -> None:
     """Have ONNX Runtime write ``packed`` and its data; it must answer as ``graph`` does."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = session_options(as_written=as_written)
     options.optimized_model_filepath = str(packed)
     for key, value in {
         "optimized_model_external_initializers_file_name": f"{packed.name}_data",
@@ -133,9 +130,10 @@ def cpu_kind() -> str:
     abilities = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text("utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):  # of x86-64, of ARM
-                abilities = " ".join(sorted(value.split()))
-                break
+        with info.open(encoding="utf-8", errors="replace") as lines:  # of many cores: the first is enough
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in ("flags", "Features"):  # of x86-64, of ARM
+                    abilities = " ".join(sorted(value.split()))
+                    break
     return f"{platform.machine()} {hashlib.sha256(abilities.encode()).hexdigest()[:16]}"

@@ -18,7 +18,7 @@ from mbexport.runtime.observer import Teller
 
 log = logging.getLogger(__name__)
 
-CHARACTERS = 32  # for each token that may wait; what a tokenizer cuts off a long text stays in memory with it
+CHARACTERS = 32  # for each token that may wait: texts stay in memory whole, also what is cut off their tokens
 LONGEST_SLEEP = 60.0  # seconds; a notice can be missed only where Python collects garbage inside a lock
 
 

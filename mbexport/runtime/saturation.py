@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from mbexport.errors import BackendError
+from mbexport.runtime.backends.ort import session_options
 
 ROWS, INNER = 5, 64  # rows: a block of several, and one left over
 LARGEST_ACTIVATION, LARGEST_WEIGHT = 255, 127
@@ -33,8 +34,7 @@ def products_saturate() -> bool:
     Raises:
         BackendError: ONNX Runtime cannot run the product at all.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     options.intra_op_num_threads = 1
     model = zlib.decompress(base64.b64decode(MODEL))
     try:

@@ -88,7 +88,7 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch(parts)
             for number, (text, part) in enumerate(zip(texts, parts, strict=True)):
-                if part is not text and not holds(encodings[number], part):
+                if len(part) < len(text) and not holds(encodings[number], part):
                     encodings[number] = self._tokenizer.encode_batch([text])[0]
         except Exception as cause:
             raise InputError(self._fault(texts, cause)) from cause

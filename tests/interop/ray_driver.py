@@ -34,8 +34,10 @@ class Ray:
 
     def start(self, *command: object, **how: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(part) for part in command], cwd=self.folder, env=self.environment, text=True, **how
-        )
+            [str(part) for part in command], cwd=self.folder, env=self.environment, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (ignored in background jobs)
+            **how,
+        )  # fmt: skip
 
     def run(self, *command: object, given: object = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -9,12 +9,25 @@ import onnxruntime
 
 from mbexport.errors import BackendError
 from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
-from mbexport.runtime.packing import positions_of
+from mbexport.runtime.backends.tensors import inputs_of, selected
 
 onnxruntime.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+
+
+def session_options(*, as_written: bool = False) -> onnxruntime.SessionOptions:
+    """Options of a session that logs nothing: what goes wrong is raised, and said once.
+
+    Args:
+        as_written: leave the graph as it is; else ONNX Runtime optimizes it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 class OnnxRuntimeBackend:
@@ -41,12 +54,9 @@ class OnnxRuntimeBackend:
     def __init__(
         self, graph: Path, threads: int | None = None, *, as_written: bool = False, provider: str = CPU
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised, and said once
+        options = session_options(as_written=as_written)
         if provider == CPU:  # a plan of memory is kept for every shape that comes, and texts have thousands
             options.enable_mem_pattern = False
-        if as_written:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
         said = _load_cuda() if provider == CUDA else ""
@@ -88,11 +98,9 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory, or ids outside the vocabulary.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = inputs_of(input_ids, attention_mask, packs=self.packs)
         if positions is not None and self._selects:
             inputs["positions"] = positions
-        if self.packs:
-            inputs[POSITION_IDS] = positions_of(attention_mask)
         try:
             values = self._session.run(wanted, inputs)
         except Exception as cause:
@@ -101,12 +109,7 @@ class OnnxRuntimeBackend:
         outputs = dict(zip(wanted or self._widths, values, strict=True))
         if positions is None or self._selects:
             return outputs
-        return {name: _rows(value, positions) if name in self.per_token else value for name, value in outputs.items()}
-
-
-def _rows(values: FloatArray, positions: IntArray) -> FloatArray:
-    """Of outputs [batch, sequence, ...], those at some positions, [selected, ...]."""
-    return values.reshape(-1, *values.shape[2:])[positions]
+        return selected(outputs, positions, self.per_token)
 
 
 def has_cuda() -> bool:

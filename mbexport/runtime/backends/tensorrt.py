@@ -15,13 +15,13 @@ from mbexport.manifest import Engine
 from mbexport.optional import require
 from mbexport.options import BUILDER_MODULES
 from mbexport.profiles import parse_profiles, profiles_text
-from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
+from mbexport.runtime.backends.interface import FloatArray, IntArray
 from mbexport.runtime.backends.session import Session
+from mbexport.runtime.backends.tensors import inputs_of
 from mbexport.runtime.backends.trt_api import TensorRT
 from mbexport.runtime.batches import Limits, token_budget
 from mbexport.runtime.cuda import Cuda, load_module
 from mbexport.runtime.engines import packages, read_engine
-from mbexport.runtime.packing import positions_of
 from mbexport.runtime.shapes import choose_profile, places_in, resolved
 
 NAMES = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
@@ -115,9 +115,7 @@ class TensorRTBackend:
         copied = {name: rows if name in self.per_token else None for name in wanted or shapes}
         with self._lock:
             self._check_alive()
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            if self.packs:
-                inputs[POSITION_IDS] = positions_of(attention_mask)
+            inputs = inputs_of(input_ids, attention_mask, packs=self.packs)
             values = self._session.run(fit, inputs, shapes, copied)
             return {  # copies: the next run writes to the same memory
                 name: np.array(value if copied[name] is not None else self._cut(name, value, batch, length), np.float32)
