@@ -17,7 +17,7 @@ from mbexport.texts import Example, Text, read_examples
 if TYPE_CHECKING:
     from mbexport.engines.report import EngineReport
     from mbexport.packaging.run import PackageReport
-    from mbexport.parity.figures import ParityReport
+    from mbexport.parity.report import ParityReport
     from mbexport.quantize.quality import Limits
     from mbexport.quantize.report import QuantizationReport
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.engines.report import EngineReport
     from mbexport.packaging.run import PackageReport
-    from mbexport.parity.figures import Figures, GraphParity, ParityReport
+    from mbexport.parity.report import Figures, GraphParity, ParityReport
     from mbexport.quantize.report import GraphReport, QuantizationReport
 
 # The field of a JSON line that holds an answer which is no object itself.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.parity.report import Figures, GraphParity
 from mbexport.parity.samples import PADDINGS, Case, IntArray
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,60 +26,6 @@ RELATIVE_LIMIT, ABSOLUTE_LIMIT = 2e-5, 1e-5
 # two: of one it is a sign), least share of equal predictions. Rounding the weights of a deep model to
 # FP16 moves its logits by 1e-3 to 5e-3 of their spread, whatever computes them.
 HALF_LIMIT, LEAST_COSINE, LEAST_AGREEMENT = 2e-2, 0.9999, 0.999
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A comparison over some rows.
-
-    ``relative_error`` is the largest error over the spread (largest minus smallest value)
-    of all reference outputs; ``cosine`` the smallest over texts (over tokens, where each has
-    outputs); ``agreement`` the share of equal predictions, None where none are made.
-    """
-
-    rows: int
-    max_error: float
-    relative_error: float
-    cosine: float
-    agreement: float | None
-
-
-@dataclass(frozen=True)
-class GraphParity:
-    """One graph against the reference: over all, by length and by padding.
-
-    ``limits``: what was asked of ``overall``: the largest ``max_error``, of a graph in half precision
-    also the least ``cosine`` and, where predictions are made, the least ``agreement``.
-    """
-
-    file: str
-    passed: bool
-    limits: dict[str, float]
-    spread: float
-    overall: Figures
-    by_length: dict[str, Figures]
-    by_padding: dict[str, Figures]
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """What ``validate`` found.
-
-    ``longest``: tokens of the longest input; ``skipped``: graphs that were not compared, and why;
-    ``recorded``: whether the bundle could be written to.
-    """
-
-    passed: bool
-    reference: str
-    texts: str
-    longest: int
-    graphs: tuple[GraphParity, ...]
-    skipped: dict[str, str] = field(default_factory=dict)
-    recorded: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -157,6 +102,7 @@ def compare(
         limits |= {} if overall.agreement is None else {"agreement": LEAST_AGREEMENT}
     return GraphParity(
         file=file,
+        precision="fp16" if terms.is_half else "fp32",
         passed=_within(overall, limits),
         limits=limits,
         spread=spread,

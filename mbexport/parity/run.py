@@ -15,9 +15,10 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
 from mbexport.files import Progress, to_json, write_atomically
 from mbexport.manifest import Check, Graph, Manifest
-from mbexport.parity.figures import FloatArray, GraphParity, ParityReport, Terms, compare, units
+from mbexport.parity.figures import FloatArray, Terms, compare, units
 from mbexport.parity.packed import packable, packed_runner
 from mbexport.parity.references import TorchReference, choose_reference
+from mbexport.parity.report import GraphParity, ParityReport
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
