@@ -49,6 +49,7 @@ class TorchReference:
 
     Attributes:
         is_half: whether it computes in float16.
+        model: the module, of transformers or of sentence-transformers.
     """
 
     def __init__(self, checkpoint: Checkpoint, implementation: str) -> None:
@@ -58,10 +59,10 @@ class TorchReference:
         self._task = checkpoint.spec.task
         self._sentence = checkpoint.spec.sentence
         if self._sentence is not None:
-            self._model: Any = _sentence_transformer(checkpoint, implementation, self._device)
+            self.model: Any = _sentence_transformer(checkpoint, implementation, self._device)
             return
         try:
-            self._model = self._load(checkpoint)
+            self.model = self._load(checkpoint)
         except Exception as cause:
             raise InputError(f"transformers {transformers.__version__} cannot load the checkpoint: {cause}") from cause
 
@@ -107,7 +108,7 @@ class TorchReference:
         return array
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: IntArray | None) -> Any:
-        model = self._model
+        model = self.model
         if self._sentence is not None:
             features = model({"input_ids": ids, "attention_mask": mask})
             if places is None:

@@ -20,7 +20,7 @@ from mbexport.parity.packed import packable, packed_runner
 from mbexport.parity.references import TorchReference, choose_reference
 from mbexport.parity.report import GraphParity, ParityReport
 from mbexport.parity.rounding import RoundedGraph
-from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
+from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases, places_of
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.graphs import NOT_ON_CPU
 from mbexport.runtime.text import TextEncoder
@@ -28,7 +28,6 @@ from mbexport.texts import Text
 
 REPORT_FILE = "parity.json"
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
-VOCABULARY_TOKENS = 32  # of a text, whose logits over the whole vocabulary are compared
 
 
 def run_validation(
@@ -61,7 +60,7 @@ def run_validation(
         )
     ids, described = _token_ids(bundle, checkpoint, texts)
     cases = build_cases(ids, _pad_id(checkpoint), checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
-    places = [_places(case, checkpoint.spec) for case in cases]
+    places = [places_of(case, checkpoint.spec) for case in cases]
     reasons = {graph.file: _skip_reason(graph) for graph in manifest.graphs}
     skipped = {file: reason for file, reason in reasons.items() if reason is not None}
     graphs = [graph for graph in manifest.graphs if graph.file not in skipped]
@@ -109,14 +108,6 @@ def _pad_id(checkpoint: Checkpoint) -> int:
 
 
 Runner = Callable[[Case, IntArray | None], FloatArray]
-
-
-def _places(case: Case, spec: ModelSpec) -> IntArray | None:
-    """The tokens whose outputs are compared; None where outputs belong to whole texts."""
-    stage = spec.sentence or spec.head
-    if stage is not None and stage.pooling is not None:
-        return None
-    return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)
 
 
 def _predicts(spec: ModelSpec) -> str | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.checkpoint.spec import ModelSpec
+
 IntArray = npt.NDArray[np.int64]
 
 # Around the default window of 64 to either side, around the blocks that local attention is
@@ -15,6 +17,7 @@ IntArray = npt.NDArray[np.int64]
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257, 512, 1024, 2048, 4096, 8191, 8192)
 PADDINGS = ("none", "right", "left", "interleaved")
 TEXTS_PER_BATCH = 8
+VOCABULARY_TOKENS = 32  # of a text, whose logits over the whole vocabulary are compared
 
 # Of several kinds on purpose: short, long, other scripts, emoji, code, numbers, nothing.
 TEXTS = (
@@ -61,6 +64,14 @@ class Case:
                 real = real[np.linspace(0, len(real) - 1, per_row).astype(np.int64)]
             places.append(row * self.length + real)
         return np.concatenate(places).astype(np.int64)
+
+
+def places_of(case: Case, spec: ModelSpec) -> IntArray | None:
+    """The tokens of a case whose outputs are compared; None where outputs belong to whole texts."""
+    stage = spec.sentence or spec.head
+    if stage is not None and stage.pooling is not None:
+        return None
+    return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)
 
 
 def build_cases(
