@@ -14,13 +14,13 @@ from mbexport import export_onnx
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.bundle.write import write_bundle
 from mbexport.checkpoint.load import Checkpoint, load_checkpoint
-from mbexport.parity.diagnosis import CAUSES, diagnose
+from mbexport.parity.diagnosis import CAUSES, GraphTaps, diagnose
 from mbexport.parity.diagnosis.torch_taps import TorchTaps
 from mbexport.parity.references import TorchReference
 from mbexport.parity.report import Diagnosis
 from mbexport.parity.samples import TEXTS, Case, build_cases
 from mbexport.runtime.text import TextEncoder
-from tests.checkpoints import EXAMPLE, copy_example, edit_tensors
+from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
 from tests.faults import (
     Edit,
     edit,
@@ -32,7 +32,10 @@ from tests.faults import (
     without_norm,
 )
 from tests.int8 import add_int8
+from tests.parity.test_architectures import VARIANTS as ARCHITECTURES
+from tests.parity.test_heads import VARIANTS as HEADS
 from tests.parity.test_mutations import MUTATIONS, Mutation
+from tests.parity.test_sentences import PIPELINES, save_pipeline
 
 PORTABLE, FUSED, HALF, INT8 = "onnx/model.onnx", "onnx/model_ort.onnx", "onnx/model_fp16.onnx", "onnx/model_int8.onnx"
 FP32 = (PORTABLE, FUSED)
@@ -46,7 +49,7 @@ class Examined:
     def __init__(self) -> None:
         self.checkpoint = load_checkpoint(EXAMPLE)
         self.spec = self.checkpoint.spec
-        self._reference = TorchTaps(TorchReference(self.checkpoint, "sdpa"), self.spec)
+        self.reference = TorchTaps(TorchReference(self.checkpoint, "sdpa"), self.spec)
         encoder = TextEncoder(EXAMPLE / "tokenizer.json", LENGTH)
         ids = [encoded.ids for encoded in encoder.encode(list(TEXTS)) if len(encoded.ids)]
         self.case: Case = build_cases(ids, 0, self.spec.half_window, LENGTH)[-1]
@@ -57,7 +60,7 @@ class Examined:
         return tuple(f"layers.{number}.attn" for number in numbers)
 
     def diagnosis(self, graph: Path, precision: str) -> Diagnosis:
-        found = diagnose(graph, precision, self.case, self.spec, self._reference, self.checkpoint.weights)
+        found = diagnose(graph, precision, self.case, self.spec, self.reference, self.checkpoint.weights)
         assert found is not None
         return found
 
@@ -98,6 +101,56 @@ def test_no_fault_is_found_in_a_right_graph(graph: str, examined: Examined, grap
     most = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[precision_of(graph)]
     assert all(0 <= stage.own < most for stage in found.stages)
     assert all(np.isfinite(stage.accumulated) for stage in found.stages)
+
+
+KINDS = {  # of heads and what else changes which modules there are
+    "token classification": HEADS["token classification"],
+    "question answering": HEADS["question answering"],
+    "multiple choice": HEADS["multiple choice, mean"],
+    "masked LM": HEADS["masked LM, tied"],
+    "bare encoder": {"architecture": ENCODER},
+    "all biases": ARCHITECTURES["all biases"],
+    "one layer": ARCHITECTURES["one layer"],
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sentences"])
+def test_no_fault_is_found_whatever_stands_on_the_encoder(kind: str, tmp_path: Path) -> None:
+    if kind == "sentences":
+        directory = save_pipeline(tmp_path, *PIPELINES["dense"]())
+    else:
+        directory = save_checkpoint(tmp_path / "checkpoint", **KINDS[kind])
+    manifest = export_onnx(directory, tmp_path / "bundle", packed=True)
+    checkpoint = load_checkpoint(directory)
+    reference = TorchTaps(TorchReference(checkpoint, "sdpa"), checkpoint.spec)
+    ids = [np.random.default_rng(0).integers(5, 500, 200)]
+    case = build_cases(ids, 0, checkpoint.spec.half_window, 129)[-1]
+    assert len(manifest.graphs) == (4 if kind == "masked LM" else 3)
+    for graph in manifest.graphs:
+        file = tmp_path / "bundle" / graph.file
+        found = diagnose(file, "fp32", case, checkpoint.spec, reference, checkpoint.weights)
+        assert found is not None
+        assert not found.faults, graph.file
+        assert {stage.kind for stage in found.stages} >= {"embeddings", GLOBAL, "mlp", "norm"}
+        assert all(stage.accumulated < 1e-4 for stage in found.stages), graph.file
+
+
+def test_a_graph_against_a_graph(examined: Examined, graphs: Path, tmp_path: Path) -> None:
+    """Where there is no PyTorch: what another graph computes is right."""
+    reference = GraphTaps(graphs / PORTABLE, "fp32", examined.spec)
+    right = diagnose(graphs / FUSED, "fp32", examined.case, examined.spec, reference, None)
+    assert right is not None
+    assert not right.faults
+    bundle = authored(examined.checkpoint, MUTATIONS["window of 63"], tmp_path / "bundle")
+    wrong = diagnose(bundle / FUSED, "fp32", examined.case, examined.spec, reference, None)
+    assert wrong is not None
+    assert [(fault.cause, fault.stages) for fault in wrong.faults] == [("window", examined.layers(LOCAL))]
+
+
+def test_a_graph_that_says_nothing_of_its_values(examined: Examined, graphs: Path) -> None:
+    copy = edited(graphs, PORTABLE, lambda model: model.metadata_props.clear())
+    weights = examined.checkpoint.weights
+    assert diagnose(copy, "fp32", examined.case, examined.spec, examined.reference, weights) is None
 
 
 def authored(checkpoint: Checkpoint, mutate: Mutation, bundle: Path) -> Path:

@@ -17,6 +17,7 @@ from mbexport.parity.diagnosis.scene import Scene, spread_sample
 from mbexport.parity.diagnosis.taps import OUTPUTS, Stage, Taps, TapSource, cut, stages_of
 from mbexport.parity.diagnosis.words import channels_in_words, tokens_in_words
 from mbexport.parity.figures import FloatArray
+from mbexport.parity.packed import packable
 from mbexport.parity.report import Diagnosis, Fault, StageError
 from mbexport.parity.samples import Case, IntArray
 
@@ -62,6 +63,8 @@ def diagnose(
     stages = tuple(stage for stage in stages_of(spec) if stage.parts[-1] in graph.modules or stage.parts[-1] == OUTPUTS)
     if len(stages) < 3:
         return None
+    if graph.packs:
+        case = packable(case, None)[0]
     case = cut(case, MOST_TOKENS)
     search = _Search(graph, precision, case, spec, reference, weights)
     errors = search.stage_errors(stages)
