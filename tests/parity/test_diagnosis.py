@@ -147,10 +147,33 @@ def test_a_graph_against_a_graph(examined: Examined, graphs: Path, tmp_path: Pat
     assert [(fault.cause, fault.stages) for fault in wrong.faults] == [("window", examined.layers(LOCAL))]
 
 
-def test_a_graph_that_says_nothing_of_its_values(examined: Examined, graphs: Path) -> None:
-    copy = edited(graphs, PORTABLE, lambda model: model.metadata_props.clear())
+@pytest.mark.parametrize("graph", [PORTABLE, FUSED, HALF])
+def test_a_graph_that_names_none_of_its_values(graph: str, examined: Examined, graphs: Path) -> None:
+    """Modules' results are found by their values, and a wrong one by its place."""
     weights = examined.checkpoint.weights
-    assert diagnose(copy, "fp32", examined.case, examined.spec, examined.reference, weights) is None
+
+    def nameless(*changes: Edit) -> Diagnosis:
+        copy = edited(
+            graphs, graph, lambda model: [change(model) for change in changes] and model.metadata_props.clear()
+        )
+        found = diagnose(copy, precision_of(graph), examined.case, examined.spec, examined.reference, weights)
+        assert found is not None
+        return found
+
+    right = nameless()
+    assert not right.faults
+    assert len(right.stages) == 2 * examined.spec.num_layers + 4
+    (pooling,) = nameless(mean_over_padding).faults
+    assert (pooling.stages, pooling.cause) == (("pooling",), "padding in the mean")
+    attention = nameless(without_mask).faults[0]
+    assert (attention.cause, len(attention.stages)) == ("mask dropped", examined.spec.num_layers)
+
+
+def test_a_graph_of_another_model_is_not_searched(examined: Examined, tmp_path: Path) -> None:
+    export_onnx(save_checkpoint(tmp_path / "checkpoint", vocab_size=5000), tmp_path / "bundle")
+    edit(tmp_path / "bundle" / PORTABLE, lambda model: model.metadata_props.clear())
+    file, weights = tmp_path / "bundle" / PORTABLE, examined.checkpoint.weights
+    assert diagnose(file, "fp32", examined.case, examined.spec, examined.reference, weights) is None
 
 
 def authored(checkpoint: Checkpoint, mutate: Mutation, bundle: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import TAPS
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps, answer_outputs
@@ -21,7 +23,16 @@ from mbexport.parity.samples import Case, places_of
 from mbexport.runtime.backends.interface import POSITION_IDS
 
 HALF = ("fp16",)  # precisions whose every value has to be rounded on a CPU
+SKIP_NORM, SUM_OUTPUT = "SkipLayerNormalization", 3  # ONNX Runtime's; that output is the sum before the norm
 POSITIONS = "positions"  # the input of a graph whose outputs are of chosen tokens only
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a graph."""
+
+    name: str
+    dtype: ir.DataType
 
 
 class GraphTaps:
@@ -31,6 +42,7 @@ class GraphTaps:
         file: the graph.
         precision: as the manifest names it.
         spec: the model.
+        values: what :func:`mbexport.parity.diagnosis.by_value.find_values` found in a graph that names none.
 
     Attributes:
         modules: those whose results the graph names.
@@ -40,12 +52,14 @@ class GraphTaps:
         BackendError: ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, file: Path, precision: str, spec: ModelSpec) -> None:
+    def __init__(self, file: Path, precision: str, spec: ModelSpec, values: Mapping[str, Value] | None = None) -> None:
         self._file, self._rounds, self._spec = file, precision in HALF, spec
         model = ir.load(file)
-        named = model.metadata_props.get(TAPS)
-        self._value_of: dict[str, str] = json.loads(named) if named else {}
-        self.modules = frozenset(self._value_of)
+        named = json.loads(model.metadata_props.get(TAPS) or "{}")
+        self._value_of = {module: Value(name, ir.DataType.FLOAT) for module, name in named.items()} or dict(
+            values or {}
+        )
+        self.modules = frozenset(part for module in self._value_of for part in _parts(module))
         self.packs = any(entered.name == POSITION_IDS for entered in model.graph.inputs)
 
     def taps(self, case: Case, modules: Collection[str], given: Mapping[str, FloatArray] | None = None) -> Taps:
@@ -56,17 +70,19 @@ class GraphTaps:
             modules: paths.
             given: results of modules that all others are to read in the place of the graph's own.
         """
-        model = ir.load(self._file)
+        model = load_plain(self._file)
         if self._rounds:
             with_barriers(model)
         values = {value.name: value for node in model.graph for value in node.outputs}
-        value_of = {name: values[value] for name, value in self._value_of.items() if value in values}
-        wanted = {name: value_of[name] for name in modules if name in value_of}
-        arrays = {name: self._laid_out(array, case) for name, array in (given or {}).items() if name in value_of}
-        inputs = _give(model, {value_of[name]: array for name, array in arrays.items()})
+        value_of = {module: values[value.name] for module, value in self._value_of.items() if value.name in values}
+        wanted = {module: value_of[module] for module in value_of if not set(_parts(module)).isdisjoint(modules)}
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        for module, array in (given or {}).items():
+            if module in value_of:
+                typed = array.astype(self._value_of[module].dtype.numpy())
+                inputs |= give(model, value_of[module], self._laid_out(typed, case), f"given_{len(inputs)}")
         for value in wanted.values():
             if value not in model.graph.outputs:
-                value.dtype = ir.DataType.FLOAT
                 model.graph.outputs.append(value)
         places = places_of(case, self._spec)
         selects = any(entered.name == POSITIONS for entered in model.graph.inputs)
@@ -75,9 +91,9 @@ class GraphTaps:
         answers = answer_outputs(self._spec) if OUTPUTS in modules else ()
         names = [*answers, *(value.name or "" for value in wanted.values())]
         found = MemoryGraph(model, self._file.parent).run(case.input_ids, case.attention_mask, names, inputs)
-        taps = {
-            name: self._of_texts(name, array, case) for name, array in zip(wanted, found[len(answers) :], strict=True)
-        }
+        taps: Taps = {}
+        for name, array in zip(wanted, found[len(answers) :], strict=True):
+            taps |= _apart(name, self._of_texts(name, array, case).astype(np.float32))
         if answers:
             ends = [self._of_texts(OUTPUTS, array, case) for array in found[: len(answers)]]
             taps[OUTPUTS] = units(ends, None if selects else places)
@@ -100,13 +116,63 @@ class GraphTaps:
         return chosen
 
 
-def _give(model: ir.Model, arrays: Mapping[ir.Value, FloatArray]) -> dict[str, npt.NDArray[Any]]:
-    """Make values that are given inputs of the graph; returns the arrays by the inputs' names."""
-    inputs: dict[str, npt.NDArray[Any]] = {}
-    for number, (source, array) in enumerate(arrays.items()):
-        entered = ir.val(f"given_{number}", dtype=ir.DataType.FLOAT, shape=[None] * array.ndim)
-        model.graph.inputs.append(entered)
-        for user, index in list(source.uses()):
-            user.replace_input_with(index, entered)
-        inputs[f"given_{number}"] = array
-    return inputs
+def give(model: ir.Model, value: ir.Value, array: npt.NDArray[Any], name: str) -> dict[str, npt.NDArray[Any]]:
+    """Have all that reads a value read a new input of the graph.
+
+    Args:
+        model: the graph.
+        value: the value.
+        array: what is read in its place, in the value's element type.
+        name: of the input.
+
+    Returns:
+        The array to feed, by that name.
+    """
+    entered = ir.val(name, dtype=ir.DataType.from_numpy(array.dtype), shape=[None] * array.ndim)
+    model.graph.inputs.append(entered)
+    for user, index in list(value.uses()):
+        user.replace_input_with(index, entered)
+    return {name: array}
+
+
+def load_plain(file: Path) -> ir.Model:
+    """A graph whose residual stream is added to by Add alone: ONNX Runtime's operator that normalizes, too, in two."""
+    model = ir.load(file)
+    for node in list(model.graph):
+        if node.op_type == SKIP_NORM:
+            _split(model.graph, node)
+    return model
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> None:
+    x, skip, weight, *further = node.inputs
+    further += [None] * (2 - len(further))
+    norm_bias, bias = further
+    added = ir.node("Add", [x, skip], name=f"{node.name}_sum")
+    nodes = [added]
+    if bias is not None:
+        nodes.append(ir.node("Add", [added.outputs[0], bias], name=f"{node.name}_bias"))
+    total = nodes[-1].outputs[0]
+    total.name = f"{node.name}_total"
+    epsilon = node.attributes["epsilon"].as_float()
+    inputs = [total, weight] if norm_bias is None else [total, weight, norm_bias]
+    normed = ir.node("LayerNormalization", inputs, {"axis": -1, "epsilon": epsilon}, name=f"{node.name}_norm")
+    normed.outputs[0].name = f"{node.name}_normed"
+    graph.insert_before(node, [*nodes, normed])
+    node.outputs[0].replace_all_uses_with(normed.outputs[0], replace_graph_outputs=True)
+    if len(node.outputs) > SUM_OUTPUT:
+        node.outputs[SUM_OUTPUT].replace_all_uses_with(total, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _parts(module: str) -> list[str]:
+    """The modules whose results stand side by side in a joined projection's, or the module itself."""
+    parent, _, name = module.rpartition(".")
+    return [f"{parent}.{part}" for part in SEPARATED[name]] if name in SEPARATED else [module]
+
+
+def _apart(module: str, array: FloatArray) -> Taps:
+    parts = _parts(module)
+    if array.ndim > 3:  # by head
+        array = array.reshape(*array.shape[:2], -1)
+    return dict(zip(parts, np.split(array, len(parts), axis=-1), strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights
+from mbexport.parity.diagnosis.by_value import find_values
 from mbexport.parity.diagnosis.graph_taps import GraphTaps
 from mbexport.parity.diagnosis.hypotheses import hypotheses
 from mbexport.parity.diagnosis.scene import Scene, spread_sample
@@ -54,12 +55,14 @@ def diagnose(
         weights: the checkpoint's, for causes that need them; None where there is none.
 
     Returns:
-        What was found; None where the graph does not say which of its values are which.
+        What was found; None where it cannot be told which of the graph's values are which modules' results.
 
     Raises:
         BackendError: ONNX Runtime cannot run the graph.
     """
     graph = GraphTaps(file, precision, spec)
+    if not graph.modules:
+        graph = GraphTaps(file, precision, spec, find_values(file, case, spec, reference))
     stages = tuple(stage for stage in stages_of(spec) if stage.parts[-1] in graph.modules or stage.parts[-1] == OUTPUTS)
     if len(stages) < 3:
         return None
@@ -290,8 +293,7 @@ def _conclusion(faults: Sequence[Fault], errors: Sequence[StageError]) -> str:
             f"{worst.limit:.1e} is allowed"
         )
     first = faults[0]
-    kinds = first.kind.split(AND)
-    of_kind = sum(error.kind in kinds for error in errors)
+    of_kind = sum(error.kind == first.kind for error in errors)
     count = f"{first.kind}, {len(first.stages)} of {of_kind} stages" if of_kind > 1 else first.kind
-    more = f"; {len(faults) - 1} more faults" if len(faults) > 1 else ""
+    more = f"; {len(faults) - 1} more fault{'s' if len(faults) > 2 else ''}" if len(faults) > 1 else ""
     return f"the first error is made in {first.stages[0]} ({count}), in {first.part}: {first.explanation}{more}"
