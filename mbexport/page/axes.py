@@ -65,7 +65,7 @@ def log_axis(label: str, values: Iterable[float], base: int = 10) -> Axis:
     ticks = [
         Tick(
             (exponent - low) / (high - low),
-            f"1e{exponent}" if base == 10 else f"{base**exponent:g}",
+            f"1e{exponent}" if base == 10 and exponent not in (0, 1) else f"{base**exponent:g}",
             minor=base == 2 and (last - exponent) % 2 == 1,
         )
         for exponent in range(last, first - 1, -step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from mbexport.page.axes import Axis
 from mbexport.page.html import Child, Html, joined, tag
@@ -27,11 +27,15 @@ SPRITE = Html(
 
 @dataclass(frozen=True)
 class Kind:
-    """What is told apart: its name, the shape and the colour (1 to 5, see style.css) of its marks."""
+    """What is told apart: its name, the shape and the colour (1 to 5, see style.css) of its marks.
+
+    ``aside``: pixels that marks stand to the right of their place, so that kinds do not hide one another.
+    """
 
     name: str
     shape: str
     colour: int
+    aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Chart:
             )
             for (x, y), hints in places.items()
         )  # fmt: skip
-        self._parts.append(tag("g", *shown, class_=f"mark c{kind.colour}"))
+        moved = f"translate({kind.aside})" if kind.aside else None
+        self._parts.append(tag("g", *shown, class_=f"mark c{kind.colour}", transform=moved))
         key = tag("svg", tag("use", href=f"#{kind.shape}", x=7, y=7), class_=f"mark c{kind.colour}", aria_hidden="true")
         self._legend.append(tag("li", key, kind.name))
 
@@ -81,9 +86,11 @@ class Chart:
 
     def dashes(self, name: str, class_: str, levels: Sequence[float]) -> None:
         """A level for each thing of an ordered axis, as wide as its place."""
-        for number, level in enumerate(levels):
+        number = 0
+        for level, same in groupby(levels):
+            first, number = number, number + len(list(same))
             y = self._down(level)
-            self._segment(class_, self._across(number - 0.5), y, self._across(number + 0.5), y)
+            self._segment(class_, self._across(first - 0.5), y, self._across(number - 0.5), y)
         self._key(name, class_)
 
     def level(self, name: str, value: float, *, across: bool = True) -> None:

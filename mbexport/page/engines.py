@@ -107,7 +107,7 @@ def engine_content(facts: EngineFacts, level: int = 3) -> Html:
     rows: list[tuple[str, Child]] = [
         ("built for", f"{engine.gpu} (compute capability {engine.compute_capability})"),
         ("precision", engine.precision),
-        ("of", origin),
+        ("built from", origin),
         ("builder", f"{engine.builder} {engine.builder_version}" + (f": {build.why}" if build else "")),
         ("size", f"{engine.bytes / 1e6:.1f} MB"),
         ("profiles", _profiles(engine, build)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from mbexport.page.fields import Fields
 from mbexport.page.html import Child, Html, joined, tag
 from mbexport.page.tables import Column, bars, table
 
+FEW = 12  # bars that are seen at once
+SITES = "Error of each site's products"
 GRAPH_COLUMNS = (
     Column("graph", figures=False), Column("gate", figures=False), Column("agreement"), Column("macro-F1"),
     Column("points lost"), Column("similarity"), Column("error"), Column("largest error"),
@@ -108,7 +110,7 @@ def quality_content(facts: QualityFacts, level: int = 2) -> Html:
         level: of the headings.
     """
     share = facts.weight_bytes / max(facts.fp32_bytes, 1)
-    size = f"{facts.weight_bytes / 1e6:.1f} MB, {share:.1%} of FP32's"
+    size = f"{facts.weight_bytes / 1e6:.1f} MB, {100 * share:.1f} % of FP32's"
     given = [
         ("calibrated on", f"{facts.calibration_texts} texts of up to {facts.max_length} tokens"),
         ("judged by", f"{facts.held_out_texts} other texts, against the FP32 graph"),
@@ -122,12 +124,13 @@ def quality_content(facts: QualityFacts, level: int = 2) -> Html:
             table("Gates of the graphs", GRAPH_COLUMNS, [_row(graph) for graph in facts.graphs]),
             *(_faults(graph) for graph in facts.graphs if graph.faults),
             *_ranking(facts, heading),
-            tag(heading, "Error of each site's products"),
+            tag(heading, SITES),
             tag(
                 "p",
-                "Root mean square error over root mean square, on sampled tokens of the calibration's texts.",
+                "Root mean square error over root mean square, on sampled tokens of the calibration's texts; the "
+                "largest first.",
             ),
-            _folded(bars("Error of each site's products", "site", "error", facts.sites), len(facts.sites), "sites"),
+            _bars(SITES, "site", sorted(facts.sites, key=lambda site: -site[1])),
         )
     )
 
@@ -139,19 +142,16 @@ def _ranking(facts: QualityFacts, heading: str) -> tuple[Child, ...]:
         "Error of the outputs where it alone is quantized, in standard deviations of the outputs; the parts that "
         "graphs keep in higher precision are taken from the top."
     )
-    scanned = bars("What each part costs by itself", "part", "error", facts.ranking)
-    return (
-        tag(heading, "What each part costs by itself"),
-        tag("p", told),
-        _folded(scanned, len(facts.ranking), "parts"),
-    )
+    title = "What each part costs by itself"
+    return (tag(heading, title), tag("p", told), _bars(title, "part", facts.ranking))
 
 
-def _folded(content: Html, count: int, of: str) -> Html:
-    """A long list behind a line that opens it."""
-    if count <= 24:
-        return content
-    return tag("details", tag("summary", f"{count} {of}"), content)
+def _bars(title: str, name: str, values: Sequence[tuple[str, float]]) -> Html:
+    """The first ones; all of them behind a line that opens the list, where there are many more."""
+    if len(values) <= FEW + FEW // 2:
+        return bars(title, name, "error", values)
+    everything = tag("details", tag("summary", f"All {len(values)}"), bars(f"{title}, all", name, "error", values))
+    return joined((bars(f"{title}, the first {FEW}", name, "error", values[:FEW]), everything))
 
 
 def _faults(graph: GateFacts) -> Html:

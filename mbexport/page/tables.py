@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbexport.page.html import Child, Html, tag
+from mbexport.page.html import Child, Html, tag, text
+
+LONG = 14  # letters of a name that gets room for them, and is broken only where there is none
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def table(label: str, columns: Sequence[Column], rows: Sequence[Sequence[Child]]
     body = (
         tag(
             "tr",
-            tag("th", row[0], scope="row"),
+            tag("th", row[0], scope="row", class_="long" if len(text(row[0] or "")) > LONG else None),
             *(tag("td", cell, class_=_class(column)) for column, cell in zip(columns[1:], row[1:], strict=True)),
         )
         for row in rows

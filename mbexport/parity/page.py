@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ QUALITY_FILE = "reports/quality-int8.json"
 GRAPH_COLUMNS = (
     Column("graph", figures=False), Column("precision", figures=False), Column("verdict", figures=False),
     Column("largest error"), Column("limit"), Column("of the spread"), Column("least cosine"),
-    Column("equal predictions"), Column("times PyTorch's own half precision"),
+    Column("equal predictions"), Column("times PyTorch's own"),
 )  # fmt: skip
 NOT_RUN = (
     "No engine was run for this page, on a GPU or elsewhere. What follows is what the builders reported when the "
@@ -119,7 +120,7 @@ def page(report: ParityReport, facts: Facts) -> str:
     """
     anchors = [f"graph-{number}" for number in range(1, len(report.graphs) + 1)]
     graphs = list(zip(report.graphs, anchors, strict=True))
-    diagnosed = [graph for graph in report.graphs if graph.diagnosis is not None]
+    diagnosed = [graph for graph in report.graphs if graph.diagnosis is not None and not graph.passed]
     parts: list[_Part] = []
     if diagnosed:
         parts.append(_titled("diagnosis", "Where it goes wrong", joined(map(_diagnosis, diagnosed))))
@@ -221,24 +222,33 @@ def _graphs(graphs: Sequence[tuple[GraphParity, str]], half: OwnError | None) ->
             error_text(graph.overall.max_error),
             error_text(graph.limits["max_error"]) if "max_error" in graph.limits else "by stages",
             error_text(graph.overall.relative_error), cosine_text(graph.overall.cosine),
-            share_text(graph.overall.agreement), "-" if graph.ratio is None else f"{graph.ratio:.2f}",
+            share_text(graph.overall.agreement), _ratio(graph.ratio),
         )
         for graph, anchor in graphs
     ]  # fmt: skip
     spread = max((graph.spread for graph, _ in graphs), default=0.0)
     notes = [
-        f"The spread is the largest less the smallest of all reference outputs, {spread:.4g}; a cosine is the least "
-        "of all texts, or of all tokens where each has outputs."
+        "Errors are absolute; ∞ stands for outputs that are no numbers. The spread is the largest less the smallest "
+        f"of all reference outputs, {spread:.4g}. A cosine is the least of all texts, or of all tokens where each has "
+        "outputs."
     ]
     if half is not None:
         agreement = "" if half.agreement is None else f", {share_text(half.agreement)} equal predictions"
         notes.append(
             f"What half precision costs PyTorch itself ({half.what}, against its own float32 run of the same inputs): "
-            f"largest error {error_text(half.max_error)}, least cosine {cosine_text(half.cosine)}{agreement}."
+            f"largest error {error_text(half.max_error)}, least cosine {cosine_text(half.cosine)}{agreement}. "
+            "The last column has each graph's largest error over that one."
         )
     columns = GRAPH_COLUMNS if any(graph.ratio is not None for graph, _ in graphs) else GRAPH_COLUMNS[:-1]
     table_of = table("Graphs", columns, [row[: len(columns)] for row in rows])
     return joined((table_of, paragraphs(notes, "note")))
+
+
+def _ratio(ratio: float | None) -> str:
+    """A largest error over that of PyTorch's own half precision."""
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" if math.isfinite(ratio) else "∞"
 
 
 def _int8(facts: QualityFacts) -> Html:

@@ -18,8 +18,8 @@ PADDING_KINDS = dict(
     zip(
         PADDINGS,
         (
-            Kind("no padding", "circle", 1), Kind("padding on the right", "up", 2),
-            Kind("padding on the left", "down", 3), Kind("padding in between", "diamond", 4),
+            Kind("no padding", "circle", 1, -6), Kind("padding on the right", "up", 2, -2),
+            Kind("padding on the left", "down", 3, 2), Kind("padding in between", "diamond", 4, 6),
         ),
         strict=True,
     )
@@ -31,7 +31,7 @@ STAGE_KINDS = {
 }
 OTHER_KIND = Kind("embeddings, norm, pooling, head", "diamond", 4)
 FIGURE_COLUMNS = (
-    Column("inputs", figures=False), Column("count"), Column("largest error"), Column("of the spread"),
+    Column("inputs"), Column("largest error"), Column("of the spread"),
     Column("least cosine"), Column("equal predictions"),
 )  # fmt: skip
 STAGE_COLUMNS = (
@@ -52,10 +52,11 @@ def graph_section(graph: GraphParity, anchor: str) -> Html:
     return tag(
         "section",
         tag("h2", tag("span", graph.file), " ", badge(graph.passed)),
+        tag("p", diagnosis.conclusion) if diagnosis is not None and graph.passed else None,
         stages_content(diagnosis) if diagnosis is not None and diagnosis.stages else None,
         _lengths(graph) if graph.inputs else None,
-        _figures_table("Error by length (tokens)", graph.by_length, "{} tokens") if graph.by_length else None,
-        _figures_table("Error by padding", graph.by_padding, "{}") if graph.by_padding else None,
+        _figures_table("Error by length", "tokens", graph.by_length) if graph.by_length else None,
+        _figures_table("Error by padding", "padding", graph.by_padding) if graph.by_padding else None,
         _histogram(graph.errors, graph.limits) if graph.errors is not None and any(graph.errors.counts) else None,
         _disagreements(graph) if graph.disagreeing or graph.disagreements else None,
         id=anchor,
@@ -63,8 +64,8 @@ def graph_section(graph: GraphParity, anchor: str) -> Html:
 
 
 def error_text(value: float) -> str:
-    """An error as all tables have it."""
-    return f"{value:.1e}" if math.isfinite(value) else "∞ (not a number, or beyond all numbers)"
+    """An error as all tables have it; what is no number is infinite."""
+    return f"{value:.1e}" if math.isfinite(value) else "∞"
 
 
 def share_text(value: float | None, digits: int = 2) -> str:
@@ -111,17 +112,16 @@ def stages_content(diagnosis: Diagnosis) -> Html:
 
 
 def _stage_axis(stages: Sequence[StageError]) -> Axis:
-    """Numbers of layers below their attention, names below what is no layer."""
+    """Numbers of layers below their attention."""
     names: list[str | None] = []
     minor = []
-    short = {"embeddings": "emb", "final_norm": "norm", "pooling": "pool", "head": "head"}
     layers = sum(stage.name.endswith(".attn") for stage in stages)
     every = math.ceil(layers / 6)  # on a narrow screen
     for stage in stages:
         parts = stage.name.split(".")
         if parts[0] != "layers":
-            names.append(short.get(stage.name, stage.name[:6]))
-            minor.append(stage.name not in ("embeddings", "head"))
+            names.append(stage.name if stage.name == "head" else None)  # others would stand in one another's way
+            minor.append(False)
             continue
         names.append(parts[1] if parts[-1] == "attn" else None)
         number = int(parts[1]) if parts[1].isdecimal() else 0
@@ -177,19 +177,19 @@ def _lengths(graph: GraphParity) -> Html:
         "Error against length",
         f"{len(errors)} inputs on logarithmic scales,{against} the largest error {error_text(worst.max_error)} "
         f"at {worst.length} tokens, padding {worst.padding}.",
-        f"Each mark is an input; {len(errors)} of them.",
+        f"Each mark is an input, {len(errors):,} in all; those of one length stand side by side.",
     )
 
 
-def _figures_table(title: str, groups: dict[str, Figures], form: str) -> Html:
+def _figures_table(title: str, name: str, groups: dict[str, Figures]) -> Html:
     rows = [
         (
-            form.format(name), f"{figures.rows:,}", error_text(figures.max_error), error_text(figures.relative_error),
+            group, f"{figures.rows:,}", error_text(figures.max_error), error_text(figures.relative_error),
             cosine_text(figures.cosine), share_text(figures.agreement),
         )
-        for name, figures in groups.items()
+        for group, figures in groups.items()
     ]  # fmt: skip
-    return joined((tag("h3", title), table(title, FIGURE_COLUMNS, rows)))
+    return joined((tag("h3", title), table(title, (Column(name, figures=False), *FIGURE_COLUMNS), rows)))
 
 
 def _histogram(errors: Histogram, limits: dict[str, float]) -> Html:
