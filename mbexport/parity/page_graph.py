@@ -38,7 +38,7 @@ STAGE_COLUMNS = (
     Column("stage", figures=False), Column("kind", figures=False), Column("own error"), Column("limit"),
     Column("accumulated error"), Column("verdict", figures=False),
 )  # fmt: skip
-SHOWN_CASES, SHOWN_LETTERS = 8, 600  # disagreements before the rest is folded; of a text
+SHOWN_CASES, SHOWN_LETTERS = 8, 300  # disagreements before the rest is folded; of a text
 
 
 def graph_section(graph: GraphParity, anchor: str) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -86,8 +87,11 @@ def chromium(program: Path, profile: Path) -> Iterator[Chromium]:
         program: the executable.
         profile: a folder for its files.
     """
-    (their_read, write), (read, their_write) = os.pipe(), os.pipe()
-    # It reads commands from descriptor 3 and writes answers to 4.
+    (first, write), (read, second) = os.pipe(), os.pipe()
+    # It reads commands from descriptor 3 and writes answers to 4; these may be taken, by a pipe's ends even.
+    their_read, their_write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (first, second))
+    os.close(first)
+    os.close(second)
     shell = f'exec "$@" 3<&{their_read} 4>&{their_write}'
     command = ["bash", "-c", shell, "bash", str(program), *FLAGS, f"--user-data-dir={profile}"]
     with (profile / "chromium.log").open("wb") as log:
