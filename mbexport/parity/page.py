@@ -20,7 +20,6 @@ from mbexport.parity.page_graph import cosine_text, error_text, graph_section, s
 from mbexport.parity.report import Fault, GraphParity, OwnError, ParityReport
 from mbexport.profiles import parse_profiles
 
-PAGE_FILE = "parity.html"
 QUALITY_FILE = "reports/quality-int8.json"
 GRAPH_COLUMNS = (
     Column("graph", figures=False), Column("precision", figures=False), Column("verdict", figures=False),
@@ -169,6 +168,7 @@ def _verdict(report: ParityReport) -> Html:
         tag("p", f"{told}."),
         tag("p", "Reference: ", report.reference),
         *faults,
+        *(tag("p", tag("strong", "Note: "), note) for note in report.notes),
         class_=f"verdict {class_}",
     )
 

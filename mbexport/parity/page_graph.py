@@ -201,14 +201,18 @@ def _histogram(errors: Histogram, limits: dict[str, float]) -> Html:
     chart = Chart(x, count_axis("number of outputs", errors.counts))
     for low, high, count in spans:
         if count:
-            chart.bar(low, high, count, f"{count:,} outputs with an error of {error_text(low)} to {error_text(high)}")
+            span = f"from {error_text(low)} to {error_text(high)}"
+            # The first count holds what is smaller, too, the last one what is larger or no number.
+            span = f"of at most {error_text(high)}" if low == errors.edges[0] else span
+            span = f"of {error_text(low)} or more, or no number" if high == errors.edges[-1] else span
+            chart.bar(low, high, count, f"{count:,} outputs with an error {span}")
     if limit is not None:
         chart.level("limit", limit, across=False)
     total = sum(errors.counts)
     return chart.figure(
         "Histogram of errors",
-        f"{total:,} outputs by their absolute error, on logarithmic scales; all between {error_text(min(counted))} "
-        f"and {error_text(max(counted))}.",
+        f"{total:,} outputs by their absolute error, on logarithmic scales, from {error_text(min(counted))} to "
+        f"{error_text(max(counted))}.",
         f"All {total:,} single outputs of all inputs, by their absolute error.",
     )
 
