@@ -47,20 +47,22 @@ class Axis:
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
-def log_axis(label: str, values: Iterable[float], base: int = 10) -> Axis:
+def log_axis(label: str, values: Iterable[float], base: int = 10, margin: float = 0.0) -> Axis:
     """A logarithmic axis over all values; zeros and infinities get places of their own beyond the others.
 
     Args:
         label: what it shows, with the unit.
         values: 0 or more.
         base: 10 has its ticks written as ``1e-6``, 2 as they are.
+        margin: room on either side, in powers of the base.
     """
     given = list(values)
     exponents = [math.log(value, base) for value in given if 0 < value < math.inf]
     first = math.floor(min(exponents, default=0) + 1e-9)
     last = max(math.ceil(max(exponents, default=1) - 1e-9), first + 1)
-    low = first - (0.7 if any(value <= 0 for value in given) else 0)
-    high = last + (0.0 if all(map(math.isfinite, given)) else 0.7)
+    has_zero, has_infinite = any(value <= 0 for value in given), not all(map(math.isfinite, given))
+    low = first - (0.7 if has_zero else margin)
+    high = last + (0.7 if has_infinite else margin)
     step = 1 if base == 2 else math.ceil((last - first) / (MOST_TICKS - 1))
     ticks = [
         Tick(
@@ -70,8 +72,8 @@ def log_axis(label: str, values: Iterable[float], base: int = 10) -> Axis:
         )
         for exponent in range(last, first - 1, -step)
     ]
-    ticks += [Tick(0.0, "0")] if low < first else []
-    ticks += [Tick(1.0, "∞")] if high > last else []
+    ticks += [Tick(0.0, "0")] if has_zero else []
+    ticks += [Tick(1.0, "∞")] if has_infinite else []
     return Axis(label, low, high, tuple(ticks), base)
 
 

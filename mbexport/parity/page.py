@@ -16,7 +16,7 @@ from mbexport.page.engines import BuildFacts, EngineFacts, engine_content
 from mbexport.page.html import Child, Html, joined, tag
 from mbexport.page.quality import QualityFacts, quality_content
 from mbexport.page.tables import Column, table
-from mbexport.parity.page_graph import cosine_text, error_text, graph_section, share_text
+from mbexport.parity.page_graph import cosine_text, error_text, graph_section, sentence, share_text
 from mbexport.parity.report import Fault, GraphParity, OwnError, ParityReport
 from mbexport.profiles import parse_profiles
 
@@ -168,7 +168,7 @@ def _verdict(report: ParityReport) -> Html:
         tag("p", f"{told}."),
         tag("p", "Reference: ", report.reference),
         *faults,
-        *(tag("p", tag("strong", "Note: "), note) for note in report.notes),
+        *(tag("p", tag("strong", "Note: "), sentence(note)) for note in report.notes),
         class_=f"verdict {class_}",
     )
 
@@ -176,7 +176,7 @@ def _verdict(report: ParityReport) -> Html:
 def _conclusion(graph: GraphParity) -> str:
     """What is wrong with a graph, in one sentence."""
     if graph.diagnosis is not None and graph.diagnosis.conclusion:
-        return graph.diagnosis.conclusion
+        return sentence(graph.diagnosis.conclusion)
     overall, limits, found = graph.overall, graph.limits, []
     if "max_error" in limits and not overall.max_error <= limits["max_error"]:
         found.append(
@@ -187,7 +187,7 @@ def _conclusion(graph: GraphParity) -> str:
     if "agreement" in limits and overall.agreement is not None and not overall.agreement >= limits["agreement"]:
         asked = share_text(limits["agreement"])
         found.append(f"{share_text(overall.agreement)} of its predictions are equal, asked for are {asked}")
-    return f"{'; '.join(found) or 'it was judged wrong'}; where it goes wrong was not found"
+    return f"{'; '.join(found) or 'it was judged wrong'}; where it goes wrong was not found."
 
 
 def _diagnosis(graph: GraphParity) -> Html:
@@ -196,7 +196,7 @@ def _diagnosis(graph: GraphParity) -> Html:
     assert diagnosis is not None
     cards = [_fault(fault) for fault in diagnosis.faults]
     looked = tag("p", f"Looked at: {diagnosis.inputs}.", class_="muted") if diagnosis.inputs else None
-    return section(graph.file, tag("p", diagnosis.conclusion), *cards, looked, level=3)
+    return section(graph.file, tag("p", sentence(diagnosis.conclusion)), *cards, looked, level=3)
 
 
 def _fault(fault: Fault) -> Html:

@@ -52,7 +52,7 @@ def graph_section(graph: GraphParity, anchor: str) -> Html:
     return tag(
         "section",
         tag("h2", tag("span", graph.file), " ", badge(graph.passed)),
-        tag("p", diagnosis.conclusion) if diagnosis is not None and graph.passed else None,
+        tag("p", sentence(diagnosis.conclusion)) if diagnosis is not None and graph.passed else None,
         stages_content(diagnosis) if diagnosis is not None and diagnosis.stages else None,
         _lengths(graph) if graph.inputs else None,
         _figures_table("Error by length", "tokens", graph.by_length) if graph.by_length else None,
@@ -66,6 +66,11 @@ def graph_section(graph: GraphParity, anchor: str) -> Html:
 def error_text(value: float) -> str:
     """An error as all tables have it; what is no number is infinite."""
     return f"{value:.1e}" if math.isfinite(value) else "∞"
+
+
+def sentence(words: str) -> str:
+    """Words with a full stop at their end."""
+    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def share_text(value: float | None, digits: int = 2) -> str:
@@ -89,7 +94,7 @@ def stages_content(diagnosis: Diagnosis) -> Html:
     """
     stages = diagnosis.stages
     values = [value for stage in stages for value in (stage.own, stage.accumulated, stage.limit)]
-    chart = Chart(_stage_axis(stages), log_axis("error, of the stage's size", values))
+    chart = Chart(_stage_axis(stages), log_axis("error, over the reference's size", values))
     wrong = [number for number, stage in enumerate(stages) if stage.faulty]
     for number in wrong:
         chart.column(number)
@@ -105,8 +110,8 @@ def stages_content(diagnosis: Diagnosis) -> Html:
         "Error by layer",
         f"Own and accumulated error of {len(stages)} stages on a logarithmic scale; {found}{first}.",
         "Marks: the error that a stage makes where it is given the reference's input. Line: the error where the whole "
-        "graph runs. Both as root mean square, over the root mean square of the reference's values; looked at on "
-        f"{diagnosis.inputs}.",
+        "graph runs. Both are root mean squares over the reference's, of the worst token (of a graph of INT8 or FP8 "
+        f"codes, of all together). Looked at: {diagnosis.inputs}.",
     )
     return joined((figure, tag("details", tag("summary", "The same in figures"), _stage_table(stages))))
 
@@ -157,7 +162,7 @@ def _stage_table(stages: Sequence[StageError]) -> Html:
 def _lengths(graph: GraphParity) -> Html:
     limit = graph.limits.get("max_error")
     errors = [item.max_error for item in graph.inputs]
-    x = log_axis("tokens of the input", [item.length for item in graph.inputs], base=2)
+    x = log_axis("tokens of the input", [item.length for item in graph.inputs], base=2, margin=0.4)
     y = log_axis("largest error of an output", errors if limit is None else [*errors, limit])
     chart = Chart(x, y)
     for padding in dict.fromkeys((*PADDINGS, *(item.padding for item in graph.inputs))):

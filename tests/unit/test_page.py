@@ -162,7 +162,7 @@ def test_it_says_what_went_wrong_and_where() -> None:
         assert part in texts, part
     assert text.count('class="wrong"') == 3  # columns of the charts, one by a window, two by an overflow
     assert "3 graphs compared, 2 of them wrong; 1 not compared." in texts
-    assert "no text was longer than 40 tokens" in texts
+    assert "no text was longer than 40 tokens." in texts
     assert texts.index("FAILED") < texts.index("Where it goes wrong") < texts.index("Environment")
 
 
@@ -271,6 +271,7 @@ def test_axes() -> None:
     assert [tick.minor for tick in lengths.ticks][:3] == [False, True, False]
     assert lengths.place(1) == 0
     assert lengths.place(8192) == 1
+    assert log_axis("tokens", [1, 8192], base=2, margin=0.4).place(1) > 0
     assert log_axis("one value", [1.0]).place(1.0) == 0
     assert [tick.text for tick in log_axis("nothing", []).ticks] == ["10", "1"]
     counts = count_axis("counts", [0, 1, 250_000])
