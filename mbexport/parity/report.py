@@ -160,7 +160,7 @@ class ParityReport:
     ``subject``: what was validated; ``reference``: against what; ``longest``: tokens of the longest input;
     ``skipped``: graphs that were not compared, and why; ``recorded``: whether the bundle could be written to
     (False too where the subject is no bundle); ``half``: what half precision costs PyTorch itself, where it was
-    run; ``environment``: names and versions, for a reader.
+    run; ``environment``: names and versions, for a reader; ``notes``: what else a reader must know.
     """
 
     passed: bool
@@ -173,6 +173,7 @@ class ParityReport:
     subject: str = ""
     half: OwnError | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
