@@ -105,10 +105,10 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         MissingExtraError: the extra ``validate`` is not installed (``export`` is enough for ``against``).
     """
     if (checkpoint is None) == (against is None):
-        found = "neither is given" if checkpoint is None else "both are given"
-        raise InputError(f"{found}, expected one of checkpoint and against: what {bundle} is compared with")
+        found = "neither" if checkpoint is None else "both"
+        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} of them is given")
     if checkpoint is None and base is not None:
-        raise InputError("base is the base model of a checkpoint that is an adapter; leave it out with against")
+        raise InputError("--base is the base model of a --checkpoint that is an adapter; leave it out with --against")
     needed = ("torch", "transformers") if checkpoint is not None else ()
     require(*needed, "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint

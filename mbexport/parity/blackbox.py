@@ -85,7 +85,7 @@ def failing_words(inputs: Sequence[InputFigures], limit: float) -> str:
     """
     failing = [item for item in inputs if not item.max_error <= limit]
     if not failing:
-        return f"no input of {len(inputs)} has an error beyond the limit" if np.isfinite(limit) else "all inputs are answered"
+        return f"no input of {len(inputs)} has an error beyond the limit" if np.isfinite(limit) else "all are answered"
     shortest = min(item.length for item in failing)
     from_there = [item for item in inputs if item.length >= shortest]
     share = "every input" if len(failing) == len(inputs) else f"{len(failing)} of {len(inputs)} inputs"
@@ -103,10 +103,7 @@ def _cause(
     suspect: Suspect, numbers: Sequence[int], spec: ModelSpec, checkpoint: Checkpoint | None
 ) -> tuple[Fault | None, int]:
     """What explains the outputs of some cases, if anything does, and how many models were tried."""
-    outputs = suspect.outputs
-    chosen = Outputs(*([values[n] for n in numbers] for values in (
-        outputs.cases, outputs.places, outputs.expected, outputs.found
-    )))  # fmt: skip
+    chosen = suspect.outputs.of(numbers)
     tokens, channels = failing_words(suspect.parity.inputs, suspect.limit), _channels(suspect, chosen)
     left_by_none = max(case_errors(chosen))
     allowed = min(REPRODUCED * left_by_none, LENIENT * suspect.limit)
@@ -154,14 +151,13 @@ def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:
         moved = [(n, of) for n, of in enumerate(order) if n != of]
         named = [f"{_name(labels, n)} gives the model's {_name(labels, of)}" for n, of in moved[:5]]
         more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
-        yield _Candidate(
-            "label order", f"the outputs are in another order: {', '.join(named)}{more}", [e[:, order] for e in chosen.expected]
-        )
+        words = f"the outputs are in another order: {', '.join(named)}{more}"
+        yield _Candidate("label order", words, [expected[:, order] for expected in chosen.expected])
     functions: dict[str, Callable[[FloatArray], FloatArray]] = {
         "the outputs are probabilities (softmax), not logits": _softmax,
-        "the outputs are probabilities (sigmoid), not logits": lambda x: 1 / (1 + np.exp(-x)),
+        "the outputs are probabilities (sigmoid), not logits": _sigmoid,
         "the outputs are logarithms of probabilities, not logits": lambda x: np.log(_softmax(x)),
-        "the outputs are normalized to length 1": lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True),
+        "the outputs are normalized to length 1": _normalized,
     }
     with np.errstate(all="ignore"):
         for words, function in functions.items():
@@ -183,6 +179,16 @@ def _softmax(values: FloatArray) -> FloatArray:
     powers = np.exp(values - values.max(axis=-1, keepdims=True))
     shares: FloatArray = powers / powers.sum(axis=-1, keepdims=True)
     return shares
+
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    result: FloatArray = (1 / (1 + np.exp(-values))).astype(np.float32)
+    return result
+
+
+def _normalized(values: FloatArray) -> FloatArray:
+    result: FloatArray = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def _refusal(suspect: Suspect) -> Fault:

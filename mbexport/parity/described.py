@@ -116,8 +116,8 @@ def reconciled(reference: Described, subject: Described) -> tuple[Described, lis
     ]
     notes = []
     if differing:
-        names = f"{subject.path} and {reference.path}"
-        notes.append(f"the configurations of {names} differ in {', '.join(differing)}; texts and lengths are by the latter")
+        what = f"the configurations of {subject.path} and {reference.path} differ in {', '.join(differing)}"
+        notes.append(f"{what}; texts and lengths are by the latter")
     length = min(reference.max_length, subject.max_length)
     return dataclasses.replace(reference, spec=first, max_length=length), notes
 

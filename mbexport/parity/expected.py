@@ -53,8 +53,8 @@ def by_pytorch(
         model, found = flash_reference(checkpoint, inputs, done)
         done.expect(len(inputs.cases))
         exact = run_all(TorchReference(checkpoint, "sdpa"), inputs, done, "PyTorch in float32")
-        own = own_error(model.description, Outputs(inputs.cases, inputs.places, exact, found), terms)
-        return Reference(model.description, found, own.max_error, own)
+        flash = own_error(model.description, Outputs(inputs.cases, inputs.places, exact, found), terms)
+        return Reference(model.description, found, flash.max_error, flash)
     model = TorchReference(checkpoint, chosen)
     expected, description = run_all(model, inputs, done, chosen), model.description
     del model  # a large one and a graph's session need not stand in memory together

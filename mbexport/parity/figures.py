@@ -33,6 +33,15 @@ class Outputs:
     expected: Sequence[FloatArray]
     found: Sequence[FloatArray]
 
+    def of(self, numbers: Sequence[int]) -> Outputs:
+        """Those of some cases."""
+        return Outputs(
+            [self.cases[n] for n in numbers],
+            [self.places[n] for n in numbers],
+            [self.expected[n] for n in numbers],
+            [self.found[n] for n in numbers],
+        )
+
     def rows(self) -> list[Row]:
         """A row for each text of each case.
 
@@ -104,9 +113,7 @@ def compare(file: str, outputs: Outputs, terms: Terms) -> GraphParity:
 
 def case_errors(outputs: Outputs) -> list[float]:
     """The largest error of each case, infinite where an output is not finite."""
-    return [
-        largest_error(expected, found) for expected, found in zip(outputs.expected, outputs.found, strict=True)
-    ]
+    return [largest_error(expected, found) for expected, found in zip(outputs.expected, outputs.found, strict=True)]
 
 
 def _rows(case: Case, places: IntArray | None, expected: FloatArray, found: FloatArray) -> list[Row]:

@@ -36,7 +36,8 @@ class Row:
         """What outputs of this row predict: the largest of each unit, or the unit with the largest of each output."""
         if predicts is None:
             return np.zeros(0, np.int64)
-        return values.argmax(axis=-1 if predicts == "outputs" else 0)
+        chosen: IntArray = values.argmax(axis=-1 if predicts == "outputs" else 0)
+        return chosen
 
 
 def largest_error(expected: FloatArray, found: FloatArray) -> float:
@@ -65,7 +66,8 @@ def disagreements_of(rows: Sequence[Row], terms: Terms) -> tuple[tuple[Disagreem
     found: list[Disagreement] = []
     for row in rows:
         before, after = row.chosen(row.expected, terms.predicts), row.chosen(row.found, terms.predicts)
-        found += [_disagreement(row, number, int(after[number]), terms) for number in np.flatnonzero(before != after)]
+        differing = np.flatnonzero(before != after).tolist()
+        found += [_disagreement(row, number, int(after[number]), terms) for number in differing]
     found.sort(key=lambda item: -item.margin)
     return tuple(found[:LISTED]), len(found)
 
@@ -83,4 +85,4 @@ def _disagreement(row: Row, number: int, preferred: int, terms: Terms) -> Disagr
         names = [f"{SPANS[number] if number < len(SPANS) else number} {places[item]}" for item in (best, preferred)]
     text = None if row.text is None or row.text >= len(terms.texts) else terms.texts[row.text][:TEXT_SHOWN]
     margin = float(values[best]) - float(values[preferred])
-    return Disagreement(text, row.length, row.padding, token, *names, margin)
+    return Disagreement(text, row.length, row.padding, token, names[0], names[1], margin)

@@ -38,9 +38,7 @@ class Inputs:
         return max(case.length for case in self.cases)
 
 
-def make_inputs(
-    model: Described, tokenizers: Sequence[Path], texts: Sequence[Text] | None, max_length: int
-) -> Inputs:
+def make_inputs(model: Described, tokenizers: Sequence[Path], texts: Sequence[Text] | None, max_length: int) -> Inputs:
     """Inputs for a model.
 
     Args:

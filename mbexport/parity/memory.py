@@ -81,6 +81,4 @@ class FileGraph(SessionGraph):
                 onnxruntime.InferenceSession(str(file), session_options(), providers=["CPUExecutionProvider"])
             )
         except Exception as cause:
-            raise BackendError(
-                f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
-            ) from cause
+            raise BackendError(f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}") from cause

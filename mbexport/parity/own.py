@@ -22,9 +22,7 @@ LONGEST_ON_CPU = 512
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def flash_reference(
-    checkpoint: Checkpoint, inputs: Inputs, done: Counter
-) -> tuple[TorchReference, list[FloatArray]]:
+def flash_reference(checkpoint: Checkpoint, inputs: Inputs, done: Counter) -> tuple[TorchReference, list[FloatArray]]:
     """FlashAttention's unpadded path on the GPU, in float16, or in bfloat16 where that overflows, and its outputs.
 
     What cannot be run without an NVIDIA GPU and flash-attn; it has never been run.

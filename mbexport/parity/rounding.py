@@ -37,7 +37,8 @@ class RoundedGraph(MemoryGraph):
 
     def __init__(self, graph: Path, *, is_foreign: bool = False) -> None:
         model = ir.load(graph)
-        super().__init__(with_barriers(_with_types(model), _is_half) if is_foreign else with_barriers(model), graph.parent)
+        rounded = with_barriers(_with_types(model), _is_half) if is_foreign else with_barriers(model)
+        super().__init__(rounded, graph.parent)
 
 
 def with_barriers(model: ir.Model, narrows: Callable[[ir.Node], bool] | None = None) -> ir.Model:

@@ -52,4 +52,6 @@ def case_to_look_at(suspect: Suspect) -> Case:
     if failing:
         return cases[failing[0]]
     short = [case for case in cases if case.length <= USUAL]
-    return max(short, key=lambda case: (case.length, case.tokens)) if short else min(cases, key=lambda case: case.length)
+    if not short:
+        return min(cases, key=lambda case: case.length)
+    return max(short, key=lambda case: (case.length, case.tokens))

@@ -89,7 +89,8 @@ def open_subject(path: Path, spec: ModelSpec, *, bisect: bool) -> Subject:
         return _open_bundle(path, bisect=bisect)
     if path.is_file():
         return _open_foreign(path, {path.name: path}, spec, bisect=bisect)
-    files = {str(file.relative_to(path)): file for file in (*sorted(path.glob("*.onnx")), *sorted(path.glob("*/*.onnx")))}
+    found = (*sorted(path.glob("*.onnx")), *sorted(path.glob("*/*.onnx")))
+    files = {file.relative_to(path).as_posix(): file for file in found}
     if not files:
         what = "holds no mbexport.json and no .onnx file" if path.is_dir() else "does not exist"
         raise BundleError(f"{path} {what}: expected a bundle, an ONNX file, or a directory with some")

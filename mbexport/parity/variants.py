@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,15 +92,15 @@ def variants(spec: ModelSpec) -> Iterator[Variant]:
     for value in EPSILONS:
         if value != spec.norm_eps:
             words = f"the norms add {value:g} to the variance, not {spec.norm_eps:g}"
-            yield Variant("epsilon", words, lambda altered, value=value: _set_eps(altered, value))
+            yield Variant("epsilon", words, partial(_set_eps, value=value))
 
 
 def _windows(half: int) -> Iterator[Variant]:
-    yield Variant("window dropped", "local layers attend to all tokens", lambda altered: altered.attend(None))
+    yield Variant("window dropped", "local layers attend to all tokens", partial(Altered.attend, window=None))
     for left, right in ((half - 1,) * 2, (half + 1,) * 2, (half, half - 1), (half - 1, half), (2 * half,) * 2):
-        reach = f"{left} tokens to either side" if left == right else f"{left} tokens to the left and {right} to the right"
-        words = f"local layers reach {reach}, not {half} to either side"
-        yield Variant("window", words, lambda altered, window=(left, right): altered.attend(window))
+        sides = f"{left} tokens to the left and {right} to the right" if left != right else f"{left} tokens either way"
+        words = f"local layers reach {sides}, not {half}"
+        yield Variant("window", words, partial(Altered.attend, window=(left, right)))
 
 
 def _masks(spec: ModelSpec) -> Iterator[Variant]:
@@ -116,9 +117,9 @@ def _masks(spec: ModelSpec) -> Iterator[Variant]:
     if _pools(spec):
         words = "neither attention nor the pooling leaves padding out"
         yield Variant("mask dropped", words, ignored_and_pooled)
-    for kind, layers in (("local", {"masks_local": False}), ("global", {"masks_global": False})):
-        words = f"attention of the {kind} layers does not leave padding out"
-        yield Variant("mask dropped", words, lambda altered, layers=layers: altered.attend(window, **layers))
+    words = "attention of the {} layers does not leave padding out"
+    yield Variant("mask dropped", words.format("local"), partial(Altered.attend, window=window, masks_local=False))
+    yield Variant("mask dropped", words.format("global"), partial(Altered.attend, window=window, masks_global=False))
 
 
 def _thetas(spec: ModelSpec) -> Iterator[Variant]:
@@ -129,7 +130,7 @@ def _thetas(spec: ModelSpec) -> Iterator[Variant]:
             (f"all layers rotate by the local layers' base, {base[LOCAL]:g}", {GLOBAL: LOCAL, LOCAL: LOCAL}),
             (f"all layers rotate by the global layers' base, {base[GLOBAL]:g}", {GLOBAL: GLOBAL, LOCAL: GLOBAL}),
         ):
-            yield Variant("theta", words, lambda altered, from_=from_: _exchange_ropes(altered, from_))
+            yield Variant("theta", words, partial(_exchange_ropes, taken_from=from_))
     if (spec.global_rope.kind, spec.local_rope.kind) != ("default", "default") or base != DEFAULT_THETA:
         defaults = f"{DEFAULT_THETA[GLOBAL]:g} and {DEFAULT_THETA[LOCAL]:g}"
         yield Variant(
@@ -147,13 +148,12 @@ def _poolings(spec: ModelSpec) -> Iterator[Variant]:
         pooling = str(spec.sentence.pooling)
         for mode, name in POOLING_OF.items():
             if name != pooling:
-                yield Variant(
-                    "pooling", f"texts are pooled by {name}, not {pooling}", lambda altered, mode=mode: _pool(altered, mode)
-                )
+                words = f"texts are pooled by {name}, not {pooling}"
+                yield Variant("pooling", words, partial(_pool, mode=mode))
     else:
         pooling = str(spec.head and spec.head.pooling)
         other = "mean" if pooling == "cls" else "cls"
-        yield Variant("pooling", f"texts are pooled by {other}, not {pooling}", lambda altered: _pool(altered, other))
+        yield Variant("pooling", f"texts are pooled by {other}, not {pooling}", partial(_pool, mode=other))
     if pooling == "cls":
         words = "the first place of a text is pooled, also where that is padding"
         yield Variant("pooling", words, Altered.pool_all)
@@ -176,7 +176,7 @@ def _patterns(spec: ModelSpec) -> Iterator[Variant]:
         if pattern in tried or not spec.has_global or not spec.has_local:
             continue
         tried.add(pattern)
-        yield Variant("layer pattern", words, lambda altered, pattern=pattern: _set_pattern(altered, pattern))
+        yield Variant("layer pattern", words, partial(_set_pattern, pattern=pattern))
     usual = {GLOBAL: spec.global_rope.theta, LOCAL: spec.local_rope.theta} == DEFAULT_THETA
     if own != _every(count, EVERY) and not usual and spec.has_global and spec.has_local:
 
@@ -186,8 +186,8 @@ def _patterns(spec: ModelSpec) -> Iterator[Variant]:
 
         yield Variant(
             "layer pattern",
-            f"one layer of {EVERY} is global, and the rotary bases are the usual ones: layer_types and rope_parameters of "
-            "config.json, which transformers before version 5 does not read, were not taken",
+            f"one layer of {EVERY} is global, and the rotary bases are the usual ones: layer_types and rope_parameters "
+            "of config.json, which transformers before version 5 does not read, were not taken",
             unread,
         )
 
@@ -201,7 +201,7 @@ def _activations(spec: ModelSpec) -> Iterator[Variant]:
             yield Variant(
                 "activation",
                 f"{name} compute {words}" if name.endswith("s") else f"{name} computes {words}",
-                lambda altered, kind=approximate, ends=ends: _set_activation(altered, kind, ends),
+                partial(_set_activation, approximate=approximate, ends=ends),
             )
 
 
