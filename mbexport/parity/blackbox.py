@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.figures import FloatArray, Outputs, case_errors
+from mbexport.parity.findings import largest_error
 from mbexport.parity.report import Diagnosis, Fault, GraphParity, InputFigures
 from mbexport.parity.samples import PADDINGS
 
@@ -18,6 +20,7 @@ OUTPUTS = "outputs"  # the one stage that there is
 REPRODUCED = 1 / 20  # of the error that the unchanged model leaves, what one that explains it may leave
 LENIENT = 2  # times the limit that it must keep, too
 LONGEST = 1024  # tokens of inputs that are looked at, unless only longer ones fail
+TELLING = 300  # that are enough to tell windows and patterns of layers from one another
 PADDING_WORDS = {"none": "none", "right": "on the right", "left": "on the left", "interleaved": "in between"}
 
 
@@ -63,13 +66,13 @@ def explain(suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None) ->
         return Diagnosis(_inputs(suspect, range(len(suspect.outputs.cases))), (), (), f"{where}; {unknown}")
     faults = [_refusal(suspect)] if suspect.refused else []
     answered = [n for n in failing if suspect.outputs.cases[n].length not in suspect.refused]
-    looked_at = list(dict.fromkeys([*answered[:1], *answered[-1:]]))
+    looked_at = _looked_at(suspect, answered)
     tried = 0
     if looked_at:
         found, tried = _cause(suspect, looked_at, spec, checkpoint)
         faults += [] if found is None else [found]
     if faults:
-        conclusion = f"{'; '.join(fault.explanation for fault in faults)}; {where}"
+        conclusion = f"{'; '.join(fault.explanation for fault in faults)} ({where})"
     else:
         models = f"; none of {tried} other settings of the model in PyTorch answers like it" if tried else ""
         conclusion = f"{where}{models}; {unknown}"
@@ -93,10 +96,19 @@ def failing_words(inputs: Sequence[InputFigures], limit: float) -> str:
     touched = [kind for kind in paddings if any(item.padding == kind for item in failing)]
     parts = [f"{share} fail{'s' if share.startswith('every') else ''}"]
     if len(failing) < len(inputs):
-        parts.append(f"{'all' if len(failing) == len(from_there) else 'the first'} from {shortest} tokens on")
+        all_longer = len(failing) == len(from_there)
+        words = f"{shortest} token{'s' if shortest > 1 else ''}"
+        parts.append(f"all from {words} on" if all_longer else f"the shortest of {words}")
     if len(touched) < len(paddings):
         parts.append(f"only those with padding {', '.join(PADDING_WORDS[kind] for kind in touched)}")
     return ", ".join(parts)
+
+
+def _looked_at(suspect: Suspect, failing: Sequence[int]) -> list[int]:
+    """The failing case with the fewest tokens, and a longer one, on which different models differ."""
+    cases = suspect.outputs.cases
+    longer = [n for n in failing if cases[n].length <= TELLING] or failing[:1]
+    return list(dict.fromkeys([*failing[:1], *longer[-1:]]))
 
 
 def _cause(
@@ -104,43 +116,57 @@ def _cause(
 ) -> tuple[Fault | None, int]:
     """What explains the outputs of some cases, if anything does, and how many models were tried."""
     chosen = suspect.outputs.of(numbers)
-    tokens, channels = failing_words(suspect.parity.inputs, suspect.limit), _channels(suspect, chosen)
-    left_by_none = max(case_errors(chosen))
-    allowed = min(REPRODUCED * left_by_none, LENIENT * suspect.limit)
-    candidates = [*_transformed(chosen, spec)]
+    allowed = [min(REPRODUCED * error, LENIENT * suspect.limit) for error in case_errors(chosen)]
+    found: list[tuple[float, _Candidate]] = []
     tried = 0
-    if checkpoint is not None:
-        for candidate in _models(chosen, spec, checkpoint):
-            candidates.append(candidate)
-            tried += 1
-    errors = [max(case_errors(Outputs(chosen.cases, chosen.places, c.values, chosen.found))) for c in candidates]
-    least = min(errors, default=float("inf"))
-    if not least <= allowed:
+    for candidate in _candidates(chosen, spec, checkpoint):
+        tried += candidate.is_model
+        left = []
+        for number, most in enumerate(allowed):
+            left.append(largest_error(candidate.answer(number), chosen.found[number]))
+            if not left[-1] <= most:
+                break  # the next, longer, case need not be run
+        else:
+            found.append((max(left), candidate))
+    if not found:
         return None, tried
-    best = next(n for n, error in enumerate(errors) if error <= 2 * least)  # models that are the same here: the first
-    found = candidates[best]
-    evidence = _relative(found.values, chosen.found)
-    return Fault((OUTPUTS,), OUTPUTS, OUTPUTS, found.cause, found.explanation, evidence, tokens, channels), tried
+    least = min(left for left, _ in found)
+    best = next(candidate for left, candidate in found if left <= 2 * least)  # of models that are the same here
+    evidence = _relative([best.answer(n) for n in range(len(numbers))], chosen.found)
+    tokens, channels = failing_words(suspect.parity.inputs, suspect.limit), _channels(suspect, chosen)
+    return Fault((OUTPUTS,), OUTPUTS, OUTPUTS, best.cause, best.explanation, evidence, tokens, channels), tried
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """What may explain a graph's outputs: gives those of the case of a number."""
+
     cause: str
     explanation: str
-    values: list[FloatArray]
+    answer: Callable[[int], FloatArray]
+    is_model: bool = False
+
+
+def _candidates(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint | None) -> Iterator[_Candidate]:
+    yield from _transformed(chosen, spec)
+    if checkpoint is not None:
+        yield from _models(chosen, spec, checkpoint)
 
 
 def _models(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[_Candidate]:
-    """Outputs of PyTorch as other models would be."""
+    """PyTorch as other models would be."""
     from mbexport.parity.references import TorchReference  # --against has no need of PyTorch
-    from mbexport.parity.variants import Altered, variants
+    from mbexport.parity.variants import Altered, Variant, variants
 
     reference = TorchReference(checkpoint, "sdpa")
-    for variant in variants(spec):
+
+    def answer(number: int, variant: Variant) -> FloatArray:
         with ExitStack() as stack:
             variant.change(Altered(reference.model, stack))
-            values = [reference.run(case, places) for case, places in zip(chosen.cases, chosen.places, strict=True)]
-        yield _Candidate(variant.cause, variant.explanation, values)
+            return reference.run(chosen.cases[number], chosen.places[number])
+
+    for variant in variants(spec):
+        yield _Candidate(variant.cause, variant.explanation, partial(answer, variant=variant), is_model=True)
 
 
 def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:
@@ -152,18 +178,20 @@ def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:
         named = [f"{_name(labels, n)} gives the model's {_name(labels, of)}" for n, of in moved[:5]]
         more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
         words = f"the outputs are in another order: {', '.join(named)}{more}"
-        yield _Candidate("label order", words, [expected[:, order] for expected in chosen.expected])
+        yield _Candidate("label order", words, lambda number: chosen.expected[number][:, order])
     functions: dict[str, Callable[[FloatArray], FloatArray]] = {
         "the outputs are probabilities (softmax), not logits": _softmax,
         "the outputs are probabilities (sigmoid), not logits": _sigmoid,
         "the outputs are logarithms of probabilities, not logits": lambda x: np.log(_softmax(x)),
         "the outputs are normalized to length 1": _normalized,
     }
+    for words, function in functions.items():
+        yield _Candidate("score function", words, partial(_applied, function, chosen.expected))
+
+
+def _applied(function: Callable[[FloatArray], FloatArray], values: Sequence[FloatArray], number: int) -> FloatArray:
     with np.errstate(all="ignore"):
-        for words, function in functions.items():
-            values = [function(expected) for expected in chosen.expected]
-            if all(np.isfinite(value).all() for value in values):
-                yield _Candidate("score function", words, values)
+        return function(values[number])
 
 
 def _order(expected: FloatArray, found: FloatArray) -> list[int] | None:
@@ -222,6 +250,5 @@ def _name(labels: tuple[str, ...], number: int) -> str:
 
 def _inputs(suspect: Suspect, numbers: Sequence[int] | range) -> str:
     cases = [suspect.outputs.cases[n] for n in numbers]
-    shapes = [f"{case.input_ids.shape[0]} x {case.length}" for case in cases[:3]]
-    more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
-    return f"texts x tokens: {', '.join(shapes)}{more}"
+    named = [f"{case.input_ids.shape[0]} x {case.length}" for case in cases[:3]]
+    return f"texts x tokens: {', '.join(named)}{f' and {len(cases) - 3} more batches' if len(cases) > 3 else ''}"

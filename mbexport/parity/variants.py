@@ -14,7 +14,7 @@ from mbexport.checkpoint.rope_config import DEFAULT_THETA, GLOBAL, LOCAL
 from mbexport.checkpoint.sentence_config import POOLING_OF
 from mbexport.checkpoint.spec import ModelSpec
 
-EPSILONS = (1e-12, 1e-6, 1e-5)
+EPSILONS = (1e-12, 1e-6, 1e-5, 1e-3)
 EVERY = 3  # layers, of which one is global where config.json does not say
 Window = tuple[int, int] | None  # tokens to the left and to the right; None: all
 
@@ -164,11 +164,20 @@ def _poolings(spec: ModelSpec) -> Iterator[Variant]:
 
 def _patterns(spec: ModelSpec) -> Iterator[Variant]:
     own, count = spec.layer_is_global, spec.num_layers
-    tried = {own}
+    everywhere = (True,) * count
+    if spec.has_local and spec.has_global:
+        words = "all layers are global: none has a window, and all rotate by the global layers' base"
+        yield Variant("window dropped", words, partial(_set_pattern, pattern=everywhere))
+    tried = {own, everywhere}
     candidates = [
         ("the order of local and global layers is shifted by one", own[1:] + own[:1]),
         ("the order of local and global layers is shifted by one", own[-1:] + own[:-1]),
-        *((f"one layer of {every} is global, from the first on", _every(count, every)) for every in (3, 2, 4, 5, 6)),
+        (
+            f"one layer of {EVERY} is global, from the first on, as transformers before version 5 has it where only "
+            "layer_types of config.json says otherwise",
+            _every(count, EVERY),
+        ),
+        *((f"one layer of {every} is global, from the first on", _every(count, every)) for every in (2, 4, 5, 6)),
         ("all layers are local", (False,) * count),
         ("global and local layers are exchanged", tuple(not layer for layer in own)),
     ]
