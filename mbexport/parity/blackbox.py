@@ -14,7 +14,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.figures import FloatArray, Outputs, case_errors
 from mbexport.parity.findings import largest_error
 from mbexport.parity.report import Diagnosis, Fault, GraphParity, InputFigures
-from mbexport.parity.samples import PADDINGS
+from mbexport.parity.samples import PADDINGS, Case
 
 OUTPUTS = "outputs"  # the one stage that there is
 REPRODUCED = 1 / 20  # of the error that the unchanged model leaves, what one that explains it may leave
@@ -66,7 +66,7 @@ def explain(suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None) ->
         return Diagnosis(_inputs(suspect, range(len(suspect.outputs.cases))), (), (), f"{where}; {unknown}")
     faults = [_refusal(suspect)] if suspect.refused else []
     answered = [n for n in failing if suspect.outputs.cases[n].length not in suspect.refused]
-    looked_at = _looked_at(suspect, answered)
+    looked_at = _looked_at(suspect, answered, spec)
     tried = 0
     if looked_at:
         found, tried = _cause(suspect, looked_at, spec, checkpoint)
@@ -104,11 +104,13 @@ def failing_words(inputs: Sequence[InputFigures], limit: float) -> str:
     return ", ".join(parts)
 
 
-def _looked_at(suspect: Suspect, failing: Sequence[int]) -> list[int]:
-    """The failing case with the fewest tokens, and a longer one, on which different models differ."""
+def _looked_at(suspect: Suspect, failing: Sequence[int], spec: ModelSpec) -> list[int]:
+    """The failing case with the fewest tokens, and longer ones, on which different models differ."""
     cases = suspect.outputs.cases
-    longer = [n for n in failing if cases[n].length <= TELLING] or failing[:1]
-    return list(dict.fromkeys([*failing[:1], *longer[-1:]]))
+    numbers = list(failing[:1])
+    for longest in (spec.half_window, TELLING):
+        numbers += [n for n in failing if cases[n].length <= longest][-1:]
+    return list(dict.fromkeys(numbers))
 
 
 def _cause(
@@ -120,31 +122,43 @@ def _cause(
     found: list[tuple[float, _Candidate]] = []
     tried = 0
     for candidate in _candidates(chosen, spec, checkpoint):
-        tried += candidate.is_model
-        left = []
-        for number, most in enumerate(allowed):
-            left.append(largest_error(candidate.answer(number), chosen.found[number]))
-            if not left[-1] <= most:
-                break  # the next, longer, case need not be run
-        else:
-            found.append((max(left), candidate))
+        left = _left(candidate, chosen, allowed)
+        tried += candidate.is_model and left is not None
+        if left is not None and left < float("inf"):
+            found.append((left, candidate))
     if not found:
         return None, tried
     least = min(left for left, _ in found)
     best = next(candidate for left, candidate in found if left <= 2 * least)  # of models that are the same here
-    evidence = _relative([best.answer(n) for n in range(len(numbers))], chosen.found)
+    fitting = [n for n, case in enumerate(chosen.cases) if best.fits(case)]
+    evidence = _relative([best.answer(n) for n in fitting], [chosen.found[n] for n in fitting])
     tokens, channels = failing_words(suspect.parity.inputs, suspect.limit), _channels(suspect, chosen)
     return Fault((OUTPUTS,), OUTPUTS, OUTPUTS, best.cause, best.explanation, evidence, tokens, channels), tried
 
 
+def _left(candidate: _Candidate, chosen: Outputs, allowed: Sequence[float]) -> float | None:
+    """The largest error that a candidate leaves, infinite where one is too large; None where it cannot be run."""
+    left: list[float] = []
+    try:
+        for number, most in enumerate(allowed):
+            if candidate.fits(chosen.cases[number]):
+                left.append(largest_error(candidate.answer(number), chosen.found[number]))
+                if not left[-1] <= most:
+                    return float("inf")  # the next, longer, case need not be run
+    except Exception:  # a setting that this transformers does not have: the comparison itself is done
+        return None
+    return max(left, default=float("inf"))
+
+
 @dataclass(frozen=True)
 class _Candidate:
-    """What may explain a graph's outputs: gives those of the case of a number."""
+    """What may explain a graph's outputs: gives those of the case of a number, where it fits the case."""
 
     cause: str
     explanation: str
     answer: Callable[[int], FloatArray]
     is_model: bool = False
+    fits: Callable[[Case], bool] = lambda case: True  # noqa: ARG005
 
 
 def _candidates(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint | None) -> Iterator[_Candidate]:
@@ -165,8 +179,31 @@ def _models(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint) -> Iterato
             variant.change(Altered(reference.model, stack))
             return reference.run(chosen.cases[number], chosen.places[number])
 
+    def sees(case: Case) -> bool:
+        return not (spec.has_local and has_blind_places(case, spec.half_window))
+
     for variant in variants(spec):
-        yield _Candidate(variant.cause, variant.explanation, partial(answer, variant=variant), is_model=True)
+        run = partial(answer, variant=variant)
+        if variant.reads_padding:
+            yield _Candidate(variant.cause, variant.explanation, run, is_model=True, fits=sees)
+        else:
+            yield _Candidate(variant.cause, variant.explanation, run, is_model=True)
+
+
+def has_blind_places(case: Case, half_window: int) -> bool:
+    """Whether a place sees no real token in a local layer, so that each implementation computes something else there.
+
+    Args:
+        case: the inputs.
+        half_window: how far a place sees to either side.
+    """
+    for mask in case.attention_mask:
+        real = np.flatnonzero(mask)
+        gaps = np.diff(real) - 1  # between two real tokens; the middle of a gap sees the least
+        edges = max(real[0], case.length - 1 - real[-1])
+        if edges > half_window or (gaps > 2 * half_window).any():
+            return True
+    return False
 
 
 def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:

@@ -69,11 +69,15 @@ class Altered:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model that an exporter may have made by mistake: the cause, in words, and the change."""
+    """A model that an exporter may have made by mistake: the cause, in words, and the change.
+
+    ``reads_padding``: its outputs depend on what padded places hold.
+    """
 
     cause: str
     explanation: str
     change: Callable[[Altered], None]
+    reads_padding: bool = False
 
 
 def variants(spec: ModelSpec) -> Iterator[Variant]:
@@ -156,10 +160,11 @@ def _poolings(spec: ModelSpec) -> Iterator[Variant]:
         yield Variant("pooling", f"texts are pooled by {other}, not {pooling}", partial(_pool, mode=other))
     if pooling == "cls":
         words = "the first place of a text is pooled, also where that is padding"
-        yield Variant("pooling", words, Altered.pool_all)
+        yield Variant("pooling", words, Altered.pool_all, reads_padding=True)
     else:
         words = f"padded places take part in the pooling ({pooling})"
-        yield Variant("padding in the mean" if "mean" in pooling else "pooling", words, Altered.pool_all)
+        cause = "padding in the mean" if "mean" in pooling else "pooling"
+        yield Variant(cause, words, Altered.pool_all, reads_padding=True)
 
 
 def _patterns(spec: ModelSpec) -> Iterator[Variant]:
@@ -271,10 +276,10 @@ def _set_pattern(altered: Altered, pattern: tuple[bool, ...]) -> None:
 
 
 def _pool(altered: Altered, mode: str) -> None:
-    for part in altered.model.modules():
-        if hasattr(part, "pooling_mode"):
-            altered.set(part, "pooling_mode", mode)
-    if hasattr(altered.encoder.config, "classifier_pooling"):
+    pipelines = [part for part in altered.model.modules() if hasattr(part, "pooling_mode")]
+    for part in pipelines:
+        altered.set(part, "pooling_mode", mode)
+    if not pipelines:
         altered.set(altered.encoder.config, "classifier_pooling", mode)
 
 

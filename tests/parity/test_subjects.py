@@ -118,7 +118,10 @@ def store_codes(model: onnx.ModelProto) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
-    "further input": (lambda model: add_input(model, "token_type_ids"), "its inputs are input_ids, attention_mask, tok"),
+    "further input": (
+        lambda model: add_input(model, "token_type_ids"),
+        "inputs are input_ids, attention_mask, tok",
+    ),
     "fixed axes": (fix_axes, "its input input_ids is fixed to 1 x 128; export it with dynamic"),
     "narrow ids": (narrow_ids, "its input input_ids is of type INT32, expected INT64"),
     "fewer labels": (cut_labels, "its output logits gives 2 numbers, the model has 3"),
