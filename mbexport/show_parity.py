@@ -32,13 +32,17 @@ def parity_text(report: ParityReport, *, all_stages: bool = False) -> str:
 
 
 def _verdict(report: ParityReport) -> str:
-    """One line: passed or failed, what, and of a failure what is behind it."""
-    count, subject = len(report.graphs), report.subject or "the bundle"
+    """One line: passed or failed, what; and a line for each graph that failed, with what is behind it."""
+    judged = [graph for graph in report.graphs if graph.limits or (graph.diagnosis and graph.diagnosis.stages)]
     failed = [graph for graph in report.graphs if not graph.passed]
     against = "PyTorch" if "torch" in report.environment else report.reference
+    count = len({graph.file for graph in (*judged, *failed)})
+    graphs = f"{count} graph{'s' if count != 1 else ''} of {report.subject or 'the bundle'} against {against}"
+    others = len(report.graphs) - count
+    more = f"; {others} more compared, not judged" if others else ""
     if not failed:
-        return f"PASSED: {count} graph{'s' if count != 1 else ''} of {subject} against {against}"
-    lines = [f"FAILED: {len(failed)} of {count} graph{'s' if count != 1 else ''} of {subject} against {against}"]
+        return f"PASSED: {graphs}{more}"
+    lines = [f"FAILED: {len(failed)} of {graphs}{more}"]
     lines += [f"  {graph.file}: {_reason(graph)}" for graph in failed]
     return "\n".join(lines)
 

@@ -103,7 +103,7 @@ def compare(file: str, outputs: Outputs, terms: Terms) -> GraphParity:
             for padding in PADDINGS
             if (chosen := [row for row in rows if row.padding == padding])
         },
-        ratio=overall.max_error / own if own and terms.is_judged else None,
+        ratio=overall.max_error / own if own and np.isfinite(own) and terms.is_judged else None,
         inputs=tuple(input_figures(row) for row in rows),
         errors=histogram_of(rows),
         disagreements=disagreements,
