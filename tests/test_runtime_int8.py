@@ -272,7 +272,7 @@ def test_validate_looks_into_int8_graphs_on_request(bundle: Path) -> None:
     add_entry(bundle, "fp8")
     report = validate(bundle, checkpoint=EXAMPLE, max_length=20, bisect=True)
     graph = report.graphs[-1]
-    assert (graph.file, graph.precision, graph.limits, graph.ratio) == (NARROW, "int8", {}, None)
+    assert (graph.file, graph.precision, graph.limits, graph.ratio) == (f"onnx/{NARROW}", "int8", {}, None)
     assert graph.diagnosis is not None
     assert report.skipped == {"onnx/model_fp8_trt.onnx": "ONNX Runtime computes no fp8 on a CPU"}
-    assert f"parity of {NARROW}" not in [check.what for check in manifests.read(bundle).checks]
+    assert f"parity of onnx/{NARROW}" not in [check.what for check in manifests.read(bundle).checks]

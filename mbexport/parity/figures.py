@@ -66,8 +66,9 @@ def units(outputs: Sequence[FloatArray], places: IntArray | None) -> FloatArray:
 def cosines(expected: FloatArray, found: FloatArray) -> DoubleArray:
     """Of the angle between each two vectors, 0 where one is all zeros; both [..., outputs] -> [...]."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    result: DoubleArray = np.sum(a * b, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    with np.errstate(invalid="ignore"):  # of values that are not finite it is NaN
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        result: DoubleArray = np.sum(a * b, axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return result
 
 

@@ -1,8 +1,8 @@
 """Two commands on somebody else's export: optimum writes it, `mbexport validate` says whether it is right, and where.
 
 optimum 2.1 with transformers 4 (`make .venv-optimum/ready`) traces the model in PyTorch. What was found by hand,
-against transformers 5: such a graph is right at every length and padding where config.json leaves bases and layers at their
-defaults, and silently wrong where it does not, since transformers 4 reads neither rope_parameters nor layer_types.
+against transformers 5: such a graph is right at every length and padding where config.json leaves bases and layers
+at their defaults, and silently wrong where it does not: transformers 4 reads neither rope_parameters nor layer_types.
 """
 
 from __future__ import annotations
