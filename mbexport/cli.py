@@ -32,7 +32,8 @@ from mbexport.options import (
     REFERENCES,
     RUNTIME_PRECISIONS,
 )
-from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, parity_text, quality_text
+from mbexport.show import answer_json, answer_text, bench_text, engine_text, manifest_text, quality_text
+from mbexport.show_parity import parity_text
 from mbexport.version import __version__
 
 DIRECTORY = click.Path(path_type=Path)
@@ -178,8 +179,12 @@ def trt(  # noqa: PLR0913 (one parameter an option)
 
 
 @main.command()
-@click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
-@click.option("--checkpoint", type=DIRECTORY, required=True, help="The checkpoint that the bundle was exported from.")
+@click.argument("subject", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--checkpoint", type=DIRECTORY, help="The checkpoint that SUBJECT was exported from.")
+@click.option(
+    "--against", type=DIRECTORY, metavar="OTHER",
+    help="In the place of a checkpoint: another bundle, ONNX file or directory, to compare SUBJECT with.",
+)  # fmt: skip
 @BASE
 @click.option(
     "--reference",
@@ -196,28 +201,30 @@ def trt(  # noqa: PLR0913 (one parameter an option)
     show_default=True,
     help="Longest input, in tokens.",
 )
-@click.option("--report", type=DIRECTORY, help="Directory for a copy of the report.")
+@click.option(
+    "--bisect", is_flag=True,
+    help="Look into every graph layer by layer, also into INT8 ones; without it, into those that fail.",
+)  # fmt: skip
+@click.option("--report", type=DIRECTORY, help="Directory for the report: parity.json, and parity.html for people.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @common_options
-def validate(  # noqa: PLR0913 (one parameter an option)
-    bundle: Path, checkpoint: Path, base: Path | None, reference: str, data: Path | None, max_length: int,
-    report: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Prove that the graphs of BUNDLE compute what PyTorch computes; exit code 1 if they do not."""
+def validate(subject: Path, data: Path | None, as_json: bool, quiet: bool, **choices: Any) -> None:
+    """Prove that the graphs of SUBJECT compute what PyTorch computes; if they do not, say where.
+
+    SUBJECT is a bundle, an ONNX file, or a directory that another exporter wrote (optimum, for example). One of
+    --checkpoint and --against says what it is compared with. The exit code is 1 if a graph fails.
+    """
     from mbexport.pipeline import validate as run
     from mbexport.texts import read_texts
 
     texts = read_texts(data) if data else None
     with progress_bar("Comparing", quiet=quiet) as progress:
-        result = run(
-            bundle, checkpoint=checkpoint, base=base, reference=reference, texts=texts, max_length=max_length,
-            report=report, progress=progress,
-        )  # fmt: skip
+        result = run(subject, texts=texts, progress=progress, **choices)
     if result.longest <= VISIBLE_ABOVE:
         note(f"no input was longer than {result.longest} tokens: a lost window cannot be seen there", quiet=quiet)
-    if not result.recorded:
-        note(f"{bundle} cannot be written to, so the result is not recorded there", quiet=quiet)
-    click.echo(to_json(result.to_dict()) if as_json else parity_text(result))
+    if not result.recorded and choices["checkpoint"] is not None and (subject / "mbexport.json").is_file():
+        note(f"{subject} cannot be written to, so the result is not recorded there", quiet=quiet)
+    click.echo(to_json(result.to_dict()) if as_json else parity_text(result, all_stages=choices["bisect"]))
     sys.exit(0 if result.passed else FAILED)
 
 

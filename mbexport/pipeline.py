@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbexport.errors import BundleError, InputError
-from mbexport.files import Progress, no_progress, write_atomically
+from mbexport.files import Progress, no_progress
 from mbexport.manifest import Manifest
 from mbexport.optional import require
 from mbexport.options import DEFAULT_BUNDLE, DEFAULT_MAX_LENGTH, DEFAULT_REPOSITORY, INT8_MAX_LENGTH, PACKAGE_NAME
@@ -66,27 +66,32 @@ def export_onnx(
     return write_bundle(loaded, target, packed=packed, force=force, progress=progress)
 
 
-def validate(
+def validate(  # noqa: PLR0913 (one parameter an option)
     bundle: PathLike = DEFAULT_BUNDLE,
     *,
-    checkpoint: PathLike,
+    checkpoint: PathLike | None = None,
+    against: PathLike | None = None,
     base: PathLike | None = None,
     reference: str = "auto",
     texts: Sequence[Text] | None = None,
     max_length: int = DEFAULT_MAX_LENGTH,
+    bisect: bool = False,
     report: PathLike | None = None,
     progress: Progress = no_progress,
 ) -> ParityReport:
-    """Compare every graph of a bundle with the PyTorch model it was exported from.
+    """Compare graphs with the PyTorch model they were exported from, or with another graph.
 
     Args:
-        bundle: the bundle; the result is recorded in its manifest and its ``reports/``.
-        checkpoint: the checkpoint it came from.
+        bundle: a bundle, an ONNX file, or a directory that another exporter wrote. The result of a bundle
+            against its checkpoint is recorded in its manifest and its ``reports/``.
+        checkpoint: the checkpoint that it came from; this or ``against``.
+        against: another bundle, ONNX file or directory, whose most exact graph is the reference.
         base: an adapter's base model; None takes the one that the adapter names.
-        reference: ``auto``, ``flash_attention_2``, ``sdpa`` or ``eager``.
+        reference: ``auto``, ``flash_attention_2``, ``sdpa`` or ``eager``; PyTorch's attention.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no inputs longer than this; PyTorch's memory grows with its square.
-        report: a directory that gets a copy of the report.
+        bisect: look into every graph layer by layer, not only where one fails; into quantized ones, too.
+        report: a directory that gets the report, as JSON and as an HTML page.
         progress: called after each forward pass.
 
     Returns:
@@ -95,25 +100,29 @@ def validate(
     Raises:
         CheckpointError: the checkpoint is damaged or not supported.
         BundleError: the bundle is damaged.
-        InputError: other weights, or a reference that cannot run here.
-        MissingExtraError: the extra ``validate`` is not installed.
+        InputError: other weights, another model, no graph that can be compared, or a reference that cannot run here.
+        BackendError: ONNX Runtime refuses a graph.
+        MissingExtraError: the extra ``validate`` is not installed (``export`` is enough for ``against``).
     """
-    require("torch", "transformers", "onnx_ir", "safetensors", "ml_dtypes")
+    if (checkpoint is None) == (against is None):
+        found = "neither" if checkpoint is None else "both"
+        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} of them is given")
+    if checkpoint is None and base is not None:
+        raise InputError("--base is the base model of a --checkpoint that is an adapter; leave it out with --against")
+    needed = ("torch", "transformers") if checkpoint is not None else ()
+    require(*needed, "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint
-    from mbexport.parity.run import REPORT_FILE, report_json, run_validation
+    from mbexport.parity.page import facts_of
+    from mbexport.parity.record import write_report
+    from mbexport.parity.run import Options, run_validation
 
     if report is not None:
         Path(report).mkdir(parents=True, exist_ok=True)  # before any work is done
-    result = run_validation(
-        Path(bundle),
-        load_checkpoint(Path(checkpoint), _path(base)),
-        reference=reference,
-        texts=texts,
-        max_length=max_length,
-        progress=progress,
-    )
+    origin = Path(against) if against is not None else load_checkpoint(Path(checkpoint or ""), _path(base))
+    options = Options(reference, texts, max_length, bisect)
+    result = run_validation(Path(bundle), origin, options, progress)
     if report is not None:
-        write_atomically(Path(report) / REPORT_FILE, report_json(result))
+        write_report(Path(report), result, facts_of(Path(bundle)))
     return result
 
 

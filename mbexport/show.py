@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mbexport.checkpoint.spec import ModelSpec
     from mbexport.engines.report import EngineReport
     from mbexport.packaging.run import PackageReport
-    from mbexport.parity.report import Figures, GraphParity, ParityReport
     from mbexport.quantize.report import GraphReport, QuantizationReport
 
 # The field of a JSON line that holds an answer which is no object itself.
@@ -66,25 +65,6 @@ def package_text(report: PackageReport, output: Path) -> str:
     return facts(rows)
 
 
-def parity_text(report: ParityReport) -> str:
-    """Verdict first, then a table per graph."""
-    lines = [
-        f"{'PASSED' if report.passed else 'FAILED'}: {len(report.graphs)} graphs against PyTorch",
-        f"reference: {report.reference}",
-        f"inputs: {report.texts}, and every length that could be special",
-    ]
-    header = ("", "rows", "largest error", "of the spread", "cosine", "equal predictions")
-    for graph in report.graphs:
-        verdict = "passed" if graph.passed else "FAILED"
-        lines.append(f"\n{graph.file}: {verdict}, {_against_limits(graph)}")
-        groups = {"all": graph.overall}
-        groups |= {f"length {name}": figures for name, figures in graph.by_length.items()}
-        groups |= {f"padding {name}": figures for name, figures in graph.by_padding.items()}
-        lines.append(table([header, *(_figures_row(name, figures) for name, figures in groups.items())]))
-    lines += [f"\n{file}: not compared: {reason}" for file, reason in report.skipped.items()]
-    return "\n".join(lines)
-
-
 def quality_text(report: QuantizationReport) -> str:
     """Verdict first, then a row for each graph, then what was wrong."""
     failed = [graph for graph in report.graphs if not graph.passed]
@@ -117,23 +97,6 @@ def _quality_row(graph: GraphReport) -> tuple[str, ...]:
         "-" if quality.similarity is None else f"{quality.similarity:.5f}",
         f"{quality.error:.4f}",
     )
-
-
-def _against_limits(graph: GraphParity) -> str:
-    """What was asked of a graph, and what was found."""
-    overall, limits = graph.overall, graph.limits
-    parts = [f"largest error {overall.max_error:.1e}, limit {limits['max_error']:.1e}"]
-    if "cosine" in limits:
-        parts.append(f"cosine {overall.cosine:.6f}, at least {limits['cosine']}")
-    if "agreement" in limits and overall.agreement is not None:
-        parts.append(f"{100 * overall.agreement:.2f} % equal predictions, at least {100 * limits['agreement']} %")
-    return "; ".join(parts)
-
-
-def _figures_row(name: str, figures: Figures) -> tuple[str, ...]:
-    agreement = "-" if figures.agreement is None else f"{100 * figures.agreement:.1f} %"
-    errors = (f"{figures.max_error:.1e}", f"{figures.relative_error:.1e}")
-    return (name, str(figures.rows), *errors, f"{figures.cosine:.9f}", agreement)
 
 
 def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:

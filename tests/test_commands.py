@@ -91,7 +91,10 @@ def test_predict_says_once_that_texts_were_cut(tmp_path: Path) -> None:
         (["predict", "{bundle}", "--file", "texts.txt", "text"], "give one of them"),
         (["predict", "/"], "is no bundle"),
         (["inspect", "/none"], "is no bundle"),
-        (["validate", "{bundle}"], "Missing option '--checkpoint'"),
+        (["validate", "{bundle}"], "one of --checkpoint and --against; neither of them is given"),
+        (["validate", "{bundle}", "--checkpoint", "{other}", "--against", "{bundle}"], "both of them"),
+        (["validate", "{bundle}", "--against", "{bundle}", "--base", "{other}"], "leave it out with --against"),
+        (["validate", "/none", "--checkpoint", "{other}"], "/none does not exist: expected a bundle"),
         (["validate", "{bundle}", "--checkpoint", "{other}"], "exported from other weights"),
         (["validate", "{bundle}", "--checkpoint", str(EXAMPLE), "--reference", "flash_attention_2"], "needs a GPU"),
         (["onnx"], "Missing argument 'CHECKPOINT'"),
@@ -124,6 +127,8 @@ def test_validate_passes_and_is_recorded(example_bundle: Path, tmp_path: Path) -
     assert all(check.passed and check.figures["max_error"] <= check.figures["limits"]["max_error"] for check in checks)
     report = json.loads((bundle / "reports" / "parity.json").read_text())
     assert report == json.loads((tmp_path / "report" / "parity.json").read_text())
+    for folder in (bundle / "reports", tmp_path / "report"):
+        assert "PASSED" in (folder / "parity.html").read_text()
     assert set(report["graphs"][0]["by_padding"]) == {"none", "right", "left", "interleaved"}
     assert "257-512" not in report["graphs"][0]["by_length"] or report["passed"]
     inspected = run("inspect", bundle)

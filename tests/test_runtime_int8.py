@@ -265,3 +265,14 @@ def test_validate_leaves_to_the_gate_what_is_held_to_its_limits(bundle: Path) ->
     assert set(report.skipped) == {"onnx/model_int8.onnx", "onnx/model_int8_trt.onnx", "onnx/model_fp8_trt.onnx"}
     assert report.skipped["onnx/model_fp8_trt.onnx"].startswith("fp8 is held to limits of its own by mbexport int8")
     assert [graph.gate for graph in manifests.read(bundle).graphs if graph.precision == "fp32"] == [None, None]
+
+
+def test_validate_looks_into_int8_graphs_on_request(bundle: Path) -> None:
+    add_int8(bundle, NARROW, "passed", bits=7)
+    add_entry(bundle, "fp8")
+    report = validate(bundle, checkpoint=EXAMPLE, max_length=20, bisect=True)
+    graph = report.graphs[-1]
+    assert (graph.file, graph.precision, graph.limits, graph.ratio) == (f"onnx/{NARROW}", "int8", {}, None)
+    assert graph.diagnosis is not None
+    assert report.skipped == {"onnx/model_fp8_trt.onnx": "ONNX Runtime computes no fp8 on a CPU"}
+    assert f"parity of onnx/{NARROW}" not in [check.what for check in manifests.read(bundle).checks]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
+
+from mbexport.processor import processor_name
 
 BUSY = 0.4  # of the cores
 
@@ -49,14 +50,6 @@ def this_machine(threads: int) -> Machine:
 def processor() -> str:
     """The CPU's name and its number of cores, in words."""
     return f"{processor_name()}, {os.cpu_count()} cores"
-
-
-def processor_name() -> str:
-    """The CPU's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int | None:

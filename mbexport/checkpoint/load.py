@@ -115,7 +115,7 @@ def _check(directories: tuple[Path, ...], config: dict[str, Any], weights: Weigh
         config=config,
         spec=spec,
         weights=weights,
-        max_length=_max_length(tokenizer_config, spec),
+        max_length=max_length_of(tokenizer_config, spec),
         mask_token=_mask_token(tokenizer_config) or _mask_token(special_tokens),
         notes=(*notes, *weights.notes),
     )
@@ -191,8 +191,8 @@ def _give_dense(directory: Path, sentence: SentenceSpec, weights: Weights) -> No
                 weights.give(f"{step.folder}.{name}", array)
 
 
-def _max_length(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:
-    """Tokens per text: what the tokenizer states, at most max_position_embeddings."""
+def max_length_of(tokenizer_config: dict[str, Any], spec: ModelSpec) -> int:
+    """Tokens per text: what a tokenizer_config.json states, at most max_position_embeddings."""
     if spec.sentence is not None and spec.sentence.max_length is not None:
         return min(spec.sentence.max_length, spec.max_positions)
     stated = tokenizer_config.get("model_max_length")

@@ -1,4 +1,4 @@
-"""Graphs that are in memory, with their weights where they lie."""
+"""Graphs in ONNX Runtime's CPU provider: those that are in memory, and files of anybody's."""
 
 from __future__ import annotations
 
@@ -18,25 +18,15 @@ from mbexport.runtime.backends.tensors import inputs_of
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model in memory finds its weights
 
 
-class MemoryGraph:
-    """A graph in ONNX Runtime's CPU provider, computed as it is written.
+class SessionGraph:
+    """A graph in a session of ONNX Runtime's.
 
     Args:
-        model: the graph; its weights lie in files of ``folder``.
-        folder: where they lie.
-
-    Raises:
-        BackendError: ONNX Runtime refuses it.
+        session: the session.
     """
 
-    def __init__(self, model: ir.Model, folder: Path) -> None:
-        options = session_options(as_written=True)
-        options.add_session_config_entry(FOLDER, str(folder))
-        try:
-            proto = ir.to_proto(model).SerializeToString()
-            self._session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-        except Exception as cause:  # onnxruntime's errors share no public base class
-            raise BackendError(f"ONNX Runtime refuses a graph of {folder}: {cause}") from cause
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
 
     def run(
         self,
@@ -58,3 +48,43 @@ class MemoryGraph:
             shape = "x".join(map(str, input_ids.shape))
             raise BackendError(f"ONNX Runtime failed on an input of shape {shape}: {cause}") from cause
         return values
+
+
+class MemoryGraph(SessionGraph):
+    """A graph in memory, computed as it is written.
+
+    Args:
+        model: the graph; its weights lie in files of ``folder``.
+        folder: where they lie.
+
+    Raises:
+        BackendError: ONNX Runtime refuses it.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path) -> None:
+        options = session_options(as_written=True)
+        options.add_session_config_entry(FOLDER, str(folder))
+        try:
+            proto = ir.to_proto(model).SerializeToString()
+            super().__init__(onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"]))
+        except Exception as cause:  # onnxruntime's errors share no public base class
+            raise BackendError(f"ONNX Runtime refuses a graph of {folder}: {cause}") from cause
+
+
+class FileGraph(SessionGraph):
+    """A graph of anybody's, with ONNX Runtime's own optimizations, as its users run it.
+
+    Args:
+        file: the ONNX file.
+
+    Raises:
+        BackendError: ONNX Runtime refuses it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            super().__init__(
+                onnxruntime.InferenceSession(str(file), session_options(), providers=["CPUExecutionProvider"])
+            )
+        except Exception as cause:
+            raise BackendError(f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}") from cause

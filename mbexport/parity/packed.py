@@ -30,6 +30,7 @@ def packable(case: Case, places: IntArray | None) -> tuple[Case, IntArray | None
     smaller = Case(
         case.length, case.input_ids[kept], case.attention_mask[kept],
         tuple(padding for padding in case.paddings if padding in AS_IN_A_ROW),
+        tuple(text for text, is_kept in zip(case.texts, kept, strict=True) if is_kept) if case.texts else (),
     )  # fmt: skip
     if places is None:
         return smaller, None, kept

@@ -41,30 +41,41 @@ def choose_reference(wanted: str) -> str:
 
 
 class TorchReference:
-    """The checkpoint in PyTorch, in float32 (FlashAttention: float16, which it needs).
+    """The checkpoint in PyTorch.
 
     Args:
         checkpoint: what was exported.
-        implementation: ``eager``, ``sdpa`` or ``flash_attention_2``.
+        implementation: ``eager``, ``sdpa`` or ``flash_attention_2``, which runs on a GPU.
+        dtype: of weights and values; None for float32 (FlashAttention: float16, which it needs, or bfloat16).
 
     Attributes:
-        is_half: whether it computes in float16.
-        model: the module, of transformers or of sentence-transformers.
+        is_half: whether it computes in float16 or bfloat16.
+
+    Raises:
+        InputError: transformers does not take the checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint, implementation: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, implementation: str, dtype: torch.dtype | None = None) -> None:
+        flash = implementation == "flash_attention_2"
         self._implementation = implementation
-        self.is_half = implementation == "flash_attention_2"
-        self._device = "cuda" if self.is_half else "cpu"
+        self._dtype = dtype or (torch.float16 if flash else torch.float32)
+        self.is_half = self._dtype != torch.float32
+        self._device = "cuda" if flash else "cpu"
         self._task = checkpoint.spec.task
         self._sentence = checkpoint.spec.sentence
         if self._sentence is not None:
-            self.model: Any = _sentence_transformer(checkpoint, implementation, self._device)
+            self._model: Any = _sentence_transformer(checkpoint, implementation, self._device, self._dtype)
             return
         try:
-            self.model = self._load(checkpoint)
+            self._model = self._load(checkpoint)
         except Exception as cause:
             raise InputError(f"transformers {transformers.__version__} cannot load the checkpoint: {cause}") from cause
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model, for what looks into it or changes it."""
+        module: torch.nn.Module = self._model
+        return module
 
     def _load(self, checkpoint: Checkpoint) -> Any:
         implementation = self._implementation
@@ -78,13 +89,13 @@ class TorchReference:
         if head is not None and head.tied:
             tensors.setdefault("decoder.weight", tensors["model.embeddings.tok_embeddings.weight"])
         model.load_state_dict(tensors, strict=True)
-        return model.eval().to(self._device, torch.float16 if self.is_half else torch.float32)
+        return model.eval().to(self._device, self._dtype)
 
     @property
     def description(self) -> str:
         """Implementation, element type and versions, for reports."""
         kernel = " (torch's CPU flash kernel)" if self._implementation == "sdpa" else ""
-        dtype = "float16" if self.is_half else "float32"
+        dtype = str(self._dtype).removeprefix("torch.")
         return (
             f"{self._implementation}{kernel}, {dtype}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}"
@@ -108,7 +119,7 @@ class TorchReference:
         return array
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: IntArray | None) -> Any:
-        model = self.model
+        model = self._model
         if self._sentence is not None:
             features = model({"input_ids": ids, "attention_mask": mask})
             if places is None:
@@ -154,12 +165,11 @@ def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name if name.startswith(HEAD_MODULES) else f"{WRAPPER_PREFIX}{name}": t for name, t in named.items()}
 
 
-def _sentence_transformer(checkpoint: Checkpoint, implementation: str, device: str) -> Any:
+def _sentence_transformer(checkpoint: Checkpoint, implementation: str, device: str, dtype: torch.dtype) -> Any:
     """The whole pipeline as sentence-transformers runs it."""
     require("sentence_transformers")
     from sentence_transformers import SentenceTransformer
 
-    dtype = torch.float16 if implementation == "flash_attention_2" else torch.float32
     settings = {"attn_implementation": implementation, "torch_dtype": dtype}
     return SentenceTransformer(
         str(checkpoint.directory), device=device, model_kwargs=settings, local_files_only=True

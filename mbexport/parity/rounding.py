@@ -8,6 +8,7 @@ that the CPU does have for FP16, so no cast down is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ import onnx_ir as ir
 from mbexport.parity.memory import MemoryGraph
 
 HALF = ir.DataType.FLOAT16
+# Operators that only move values, or make none of their own: nothing is narrowed there.
+MOVING = frozenset(
+    {"Concat", "Constant", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Reshape", "Slice", "Split",
+     "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"}
+)  # fmt: skip
 
 
 class RoundedGraph(MemoryGraph):
@@ -23,18 +29,34 @@ class RoundedGraph(MemoryGraph):
 
     Args:
         graph: the ONNX file.
+        is_foreign: somebody else made it, and anything may be FP16 in it.
 
     Raises:
         BackendError: ONNX Runtime refuses it.
     """
 
-    def __init__(self, graph: Path) -> None:
-        super().__init__(with_barriers(ir.load(graph)), graph.parent)
+    def __init__(self, graph: Path, *, is_foreign: bool = False) -> None:
+        super().__init__(rounded(ir.load(graph), is_foreign=is_foreign), graph.parent)
 
 
-def with_barriers(model: ir.Model) -> ir.Model:
-    """The model with a Slice of everything behind each value that is narrowed; it computes the same."""
-    graph = model.graph
+def rounded(model: ir.Model, *, is_foreign: bool = False) -> ir.Model:
+    """A model that is FP16 where a GPU's would be.
+
+    Args:
+        model: the model, which is changed.
+        is_foreign: somebody else made it, and anything may be FP16 in it.
+    """
+    return with_barriers(_with_types(model), _is_half) if is_foreign else with_barriers(model)
+
+
+def with_barriers(model: ir.Model, narrows: Callable[[ir.Node], bool] | None = None) -> ir.Model:
+    """The model with a Slice of everything behind each value that is narrowed; it computes the same.
+
+    Args:
+        model: the model, which is changed.
+        narrows: whether the first output of a node is narrowed; None for what is so in graphs of mbexport's.
+    """
+    graph, narrows = model.graph, narrows or _narrows
     bounds = [
         ir.Value(name=f"barrier_{name}", const_value=ir.tensor(np.array([value], np.int64), name=f"barrier_{name}"))
         for name, value in (("start", 0), ("end", 2**40), ("axis", 0))
@@ -42,7 +64,7 @@ def with_barriers(model: ir.Model) -> ir.Model:
     for bound in bounds:
         graph.initializers.add(bound)
     for node in list(graph):
-        if not _narrows(node):
+        if not narrows(node):
             continue
         value = node.outputs[0]
         uses = list(value.uses())
@@ -51,6 +73,19 @@ def with_barriers(model: ir.Model) -> ir.Model:
         for user, index in uses:
             user.replace_input_with(index, barrier.outputs[0])
     return model
+
+
+def _with_types(model: ir.Model) -> ir.Model:
+    """The model with the types and ranks of all values that can be told."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    return ShapeInferencePass()(model).model
+
+
+def _is_half(node: ir.Node) -> bool:
+    """Whether a node computes FP16 values; of single numbers, which have no axis to slice, the CPU keeps its own."""
+    value = node.outputs[0]
+    return value.dtype == HALF and node.op_type not in MOVING and value.shape is not None and len(value.shape) > 0
 
 
 def _narrows(node: ir.Node) -> bool:

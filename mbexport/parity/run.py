@@ -1,215 +1,180 @@
-"""Run the comparison: the reference once, then every graph of the bundle."""
+"""Run the comparison: the reference once, then every graph of the subject, then the search where one fails."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mbexport import manifest as manifests
 from mbexport.checkpoint.load import Checkpoint
-from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
-from mbexport.files import Progress, to_json, write_atomically
-from mbexport.manifest import Check, Graph, Manifest
-from mbexport.parity.figures import FloatArray, Terms, compare, units
-from mbexport.parity.packed import packable, packed_runner
-from mbexport.parity.references import TorchReference, choose_reference
+from mbexport.files import Progress
+from mbexport.options import DEFAULT_MAX_LENGTH
+from mbexport.parity.blackbox import Suspect
+from mbexport.parity.described import TOKENIZER, Described, home_of, of_checkpoint, of_graphs, reconciled
+from mbexport.parity.environment import environment
+from mbexport.parity.expected import Reference, by_graph, by_pytorch
+from mbexport.parity.figures import Outputs, compare
+from mbexport.parity.inputs import Inputs, make_inputs, predicts
+from mbexport.parity.limits import Terms
+from mbexport.parity.packed import packable
+from mbexport.parity.record import record
 from mbexport.parity.report import GraphParity, ParityReport
-from mbexport.parity.rounding import RoundedGraph
-from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases, places_of
-from mbexport.runtime.backends.ort import OnnxRuntimeBackend
-from mbexport.runtime.graphs import NOT_ON_CPU
-from mbexport.runtime.text import TextEncoder
+from mbexport.parity.runners import Counter, Foreign, graph_runner
+from mbexport.parity.search import Search
+from mbexport.parity.subjects import Subject, SubjectGraph, most_exact, open_subject
 from mbexport.texts import Text
 
-REPORT_FILE = "parity.json"
-RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
 
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
 
-def run_validation(
-    bundle: Path,
-    checkpoint: Checkpoint,
-    *,
-    reference: str,
-    texts: Sequence[Text] | None,
-    max_length: int,
-    progress: Progress,
-) -> ParityReport:
-    """Compare every graph of a bundle; record report and checks in the bundle.
-
-    Args:
-        bundle: the bundle.
-        checkpoint: what it was exported from.
-        reference: one of ``mbexport.options.REFERENCES``.
+    Attributes:
+        reference: PyTorch's attention, one of ``mbexport.options.REFERENCES``.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no longer inputs than this.
-        progress: called after each forward pass.
+        bisect: look into every graph, not only into those that fail, and into quantized ones, too.
     """
-    if max_length < 1:
-        raise InputError(f"max_length is {max_length}, expected 1 or more")
-    manifest = manifests.read(bundle)
-    manifests.check_files(bundle, manifest)
-    if manifest.source.sha256 != checkpoint.weights.sha256():
-        raise InputError(
-            f"{bundle} was exported from other weights ({manifest.source.name}) than {checkpoint.directory} holds; "
-            "name the checkpoint it came from, or export again"
-        )
-    ids, described = _token_ids(bundle, checkpoint, texts)
-    cases = build_cases(ids, _pad_id(checkpoint), checkpoint.spec.half_window, min(max_length, checkpoint.max_length))
-    places = [places_of(case, checkpoint.spec) for case in cases]
-    reasons = {graph.file: _skip_reason(graph) for graph in manifest.graphs}
-    skipped = {file: reason for file, reason in reasons.items() if reason is not None}
-    graphs = [graph for graph in manifest.graphs if graph.file not in skipped]
-    model = TorchReference(checkpoint, choose_reference(reference))
-    done = _Counter(progress, len(cases) * (1 + len(graphs)))
-    expected = [done.after(case, places[n], model.run, reference) for n, case in enumerate(cases)]
-    error = _reference_error(checkpoint, model, cases, places, expected)
-    description = model.description
-    del model  # a large one and a graph's session need not stand in memory together
 
-    parities = []
-    for graph in graphs:
-        run = _graph_runner(bundle, graph, manifest)
-        theirs = cases, places, expected
-        if graph.packed:
-            kept = [packable(case, tokens) for case, tokens in zip(cases, places, strict=True)]
-            values = [all_of[units] for all_of, (_, _, units) in zip(expected, kept, strict=True)]
-            theirs = [case for case, _, _ in kept], [tokens for _, tokens, _ in kept], values
-        found = [done.after(case, tokens, run, graph.file) for case, tokens in zip(*theirs[:2], strict=True)]
-        terms = Terms(_predicts(checkpoint.spec), error, is_half=graph.precision == "fp16")
-        parities.append(compare(graph.file, *theirs, found, terms))
-    passed, longest = all(parity.passed for parity in parities), max(case.length for case in cases)
-    report = ParityReport(passed, description, described, longest, tuple(parities), skipped)
-    try:
-        _record(bundle, manifest, report)
-    except OSError:  # a read-only bundle can be validated too
-        report = dataclasses.replace(report, recorded=False)
-    return report
+    reference: str = "auto"
+    texts: Sequence[Text] | None = None
+    max_length: int = DEFAULT_MAX_LENGTH
+    bisect: bool = False
 
 
-def _skip_reason(graph: Graph) -> str | None:
-    """Why a graph is not compared; None if it is."""
-    if graph.needs_gate:
-        return (
-            f"{graph.precision} is held to limits of its own by mbexport int8, "
-            "whose figures are among the manifest's checks"
-        )
-    return f"ONNX Runtime computes no {graph.precision} on a CPU" if graph.precision in NOT_ON_CPU else None
+def run_validation(path: Path, origin: Checkpoint | Path, options: Options, progress: Progress) -> ParityReport:
+    """Compare every graph of a subject; record report and checks in a bundle that was held against PyTorch.
 
+    Args:
+        path: the subject: a bundle, a directory of graphs, or an ONNX file.
+        origin: the checkpoint that it was exported from; or another bundle, directory or file.
+        options: how to compare.
+        progress: called after each forward pass.
 
-def _pad_id(checkpoint: Checkpoint) -> int:
-    """What stands in padded places, where it must only be an id that exists."""
-    stated = checkpoint.config.get("pad_token_id")
-    return stated if type(stated) is int and 0 <= stated < checkpoint.spec.vocab_size else 0
-
-
-Runner = Callable[[Case, IntArray | None], FloatArray]
-
-
-def _predicts(spec: ModelSpec) -> str | None:
-    if spec.task == "question-answering":
-        return "units"
-    return "outputs" if spec.head is not None and spec.head.outputs > 1 else None
-
-
-def _graph_runner(bundle: Path, graph: Graph, manifest: Manifest) -> Runner:
-    wanted = manifest.answer_outputs
-    outputs: Callable[[IntArray, IntArray], Sequence[FloatArray]]
-    if graph.precision == "fp16":
-        rounded = RoundedGraph(bundle / graph.file)
-        outputs = partial(rounded.run, wanted=wanted)
+    Raises:
+        InputError: other weights, another model, or nothing that can be compared.
+        BundleError: a bundle is damaged.
+        BackendError: ONNX Runtime refuses a graph.
+    """
+    if isinstance(origin, Checkpoint):
+        model, notes = of_checkpoint(origin), list[str]()
     else:
-        backend = OnnxRuntimeBackend(bundle / graph.file, as_written=graph.fused)  # as the runtime loads it
-        if graph.selects_tokens:
-            return lambda case, places: backend.run(case.input_ids, case.attention_mask, places)["logits"]
-
-        def outputs(ids: IntArray, mask: IntArray) -> Sequence[FloatArray]:
-            return list(backend.run(ids, mask, wanted=wanted).values())
-
-    if graph.packed:
-        return packed_runner(outputs, manifest)
-    return lambda case, places: units(outputs(case.input_ids, case.attention_mask), places)
-
-
-class _Counter:
-    """Reports each forward pass to ``progress``."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def after(self, case: Case, places: IntArray | None, run: Runner, what: str) -> FloatArray:
-        values = run(case, places)
-        self._done += 1
-        self._progress(self._done, self._total, f"{what}, length {case.length}")
-        return values
+        model, notes = reconciled(of_graphs(origin), of_graphs(path))
+    subject = open_subject(path, model.spec, bisect=options.bisect)
+    if isinstance(origin, Checkpoint):
+        _check_weights(subject, origin)
+    inputs = make_inputs(model, _tokenizers(path, model), options.texts, options.max_length)
+    comparison = _Comparison(model, subject, inputs, Counter(progress))
+    parities = comparison.run(origin, options)
+    report = ParityReport(
+        passed=all(parity.passed for parity in parities),
+        reference=comparison.reference.description,
+        texts=inputs.described,
+        longest=inputs.longest,
+        graphs=parities,
+        skipped=subject.skipped,
+        recorded=False,
+        subject=str(path),
+        half=comparison.reference.own,
+        environment=environment(with_pytorch=isinstance(origin, Checkpoint)),
+        notes=(*notes, *inputs.notes),
+    )
+    return _recorded(subject, report) if isinstance(origin, Checkpoint) else report
 
 
-def _token_ids(bundle: Path, checkpoint: Checkpoint, texts: Sequence[Text] | None) -> tuple[list[IntArray], str]:
-    if (bundle / "tokenizer.json").is_file():
-        encoder = TextEncoder(bundle / "tokenizer.json", checkpoint.max_length)
-        encoded = encoder.encode(list(texts if texts is not None else TEXTS))
-        usable = [item.ids for item in encoded if len(item.ids)]
-        if not usable or max(int(ids.max()) for ids in usable) >= checkpoint.spec.vocab_size:
-            raise InputError(
-                f"the texts give no tokens, or ids beyond the {checkpoint.spec.vocab_size} rows of the embedding; "
-                "the tokenizer is not the model's"
+class _Comparison:
+    """The graphs of a subject against one reference.
+
+    Attributes:
+        reference: what they are held against, once :meth:`run` has begun.
+    """
+
+    reference: Reference
+
+    def __init__(self, model: Described, subject: Subject, inputs: Inputs, done: Counter) -> None:
+        self._subject, self._inputs, self._done = subject, inputs, done
+        self._spec = model.spec
+        self._terms = Terms(predicts(model.spec), labels=model.labels, texts=inputs.texts)
+
+    def run(self, origin: Checkpoint | Path, options: Options) -> tuple[GraphParity, ...]:
+        """What was found of each graph."""
+        graphs = self._subject.graphs
+        if isinstance(origin, Checkpoint):
+            needs_half = any(graph.precision == "fp16" for graph in graphs)
+            self.reference = by_pytorch(
+                origin, self._inputs, self._terms, options.reference, self._done, needs_half=needs_half
             )
-        return usable, f"{len(encoded)} texts"
-    if texts is not None:
-        raise InputError(f"{bundle} holds no tokenizer.json, so texts cannot be used; leave --data out")
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, checkpoint.spec.vocab_size, (RANDOM_TEXTS, RANDOM_LENGTH))
-    return list(ids), "random token ids (the bundle has no tokenizer)"
+            search = Search(self._spec, origin)
+        else:
+            other = open_subject(origin, self._spec, bisect=False)
+            exact = most_exact(other)
+            self.reference = by_graph(other, exact, self._inputs, self._done)
+            search = Search(self._spec, exact)
+        self._done.expect(len(graphs) * len(self._inputs.cases))
+        return tuple(self._judged(graph, search, bisect=options.bisect) for graph in graphs)
+
+    def _judged(self, graph: SubjectGraph, search: Search, *, bisect: bool) -> GraphParity:
+        outputs, refused = self._answers(graph)
+        parity = compare(graph.file, outputs, self._terms_of(graph))
+        if parity.passed and not bisect:
+            return parity
+        diagnosis = search.look(graph, Suspect(outputs, parity, refused))
+        passed = parity.passed and not any(stage.faulty for stage in diagnosis.stages)
+        return dataclasses.replace(parity, diagnosis=diagnosis, passed=passed)
+
+    def _answers(self, graph: SubjectGraph) -> tuple[Outputs, dict[int, str]]:
+        """A graph's outputs beside those expected, and what ONNX Runtime said of inputs that it failed on."""
+        cases, places, expected = self._inputs.cases, self._inputs.places, self.reference.expected
+        if graph.is_packed:
+            kept = [packable(case, tokens) for case, tokens in zip(cases, places, strict=True)]
+            expected = [all_of[units] for all_of, (_, _, units) in zip(expected, kept, strict=True)]
+            cases, places = [case for case, _, _ in kept], [tokens for _, tokens, _ in kept]
+        run = graph_runner(graph, self._subject.manifest)
+        foreign = Foreign(graph, run)
+        found = []
+        for case, tokens, values in zip(cases, places, expected, strict=True):
+            found.append(foreign.run(case, tokens, values) if graph.is_foreign else run(case, tokens))
+            self._done.tick(graph.file, case)
+        return Outputs(cases, places, expected, found), foreign.refused
+
+    def _terms_of(self, graph: SubjectGraph) -> Terms:
+        reference = self.reference
+        return dataclasses.replace(
+            self._terms,
+            precision=graph.precision,
+            is_half=reference.is_half or graph.precision == "fp16",
+            reference_error=reference.error,
+            own=reference.own,
+            is_judged=not graph.is_quantized,
+        )
 
 
-def _reference_error(
-    checkpoint: Checkpoint,
-    model: TorchReference,
-    cases: Sequence[Case],
-    places: Sequence[IntArray | None],
-    expected: Sequence[FloatArray],
-) -> float:
-    """How far a half-precision reference is from float32 PyTorch on the same inputs."""
-    if not model.is_half:
-        return 0.0
-    exact = TorchReference(checkpoint, "sdpa")
-    values = [exact.run(case, tokens) for case, tokens in zip(cases, places, strict=True)]
-    return compare("", cases, places, values, expected, Terms()).overall.max_error
+def _check_weights(subject: Subject, checkpoint: Checkpoint) -> None:
+    """Refuse a bundle of other weights; of somebody else's graph nobody says what it was made of."""
+    manifest = subject.manifest
+    if manifest is not None and manifest.source.sha256 != checkpoint.weights.sha256():
+        raise InputError(
+            f"{subject.path} was exported from other weights ({manifest.source.name}) than {checkpoint.directory} "
+            "holds; name the checkpoint it came from, or export again"
+        )
 
 
-def _record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:
-    """Write the report, and a check for each graph that is still the one of ``manifest``, which was compared."""
-    (bundle / "reports").mkdir(exist_ok=True)
-    write_atomically(bundle / "reports" / REPORT_FILE, report_json(report))
-
-    def checked(current: Manifest) -> Manifest:
-        same = {graph.file for graph in current.graphs if graph in manifest.graphs}
-        for parity in report.graphs:
-            if parity.file in same:
-                current = current.with_check(_check(parity, report))
-        return current
-
-    manifests.update(bundle, checked)
+def _tokenizers(subject: Path, model: Described) -> list[Path]:
+    """Files of tokenizers: the subject's, and that of what it is held against."""
+    own = home_of(subject) / TOKENIZER
+    files = [own] if own.is_file() else []
+    return files if model.tokenizer is None else [*files, model.tokenizer]
 
 
-def _check(parity: GraphParity, report: ParityReport) -> Check:
-    overall = parity.overall
-    figures = {
-        "max_error": overall.max_error,
-        "limits": parity.limits,
-        "relative_error": overall.relative_error,
-        "cosine": overall.cosine,
-        "agreement": overall.agreement,
-        "rows": overall.rows,
-        "longest": report.longest,
-    }
-    return Check(f"parity of {parity.file}", report.reference, figures, parity.passed)
-
-
-def report_json(report: ParityReport) -> str:
-    """The report as indented JSON."""
-    return to_json(report.to_dict()) + "\n"
+def _recorded(subject: Subject, report: ParityReport) -> ParityReport:
+    """The report, which says whether it could be written into the bundle; into others' directories nothing is."""
+    if subject.manifest is None:
+        return report
+    try:
+        report = dataclasses.replace(report, recorded=True)
+        record(subject.path, subject.manifest, report)
+    except OSError:  # a read-only bundle can be validated too
+        return dataclasses.replace(report, recorded=False)
+    return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,25 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One forward pass: ids and mask, both [batch, sequence], and the padding of each row."""
+    """One forward pass: ids and mask, both [batch, sequence], and the padding of each row.
+
+    ``texts``: of which of the given texts a row is, None where it is made of tokens of several; empty: of none.
+    """
 
     length: int
     input_ids: IntArray
     attention_mask: IntArray
     paddings: tuple[str, ...]
+    texts: tuple[int | None, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """All places, padded ones counted."""
+        return int(self.input_ids.size)
+
+    def text(self, row: int) -> int | None:
+        """The number of the given text that a row is, None where it is none of them."""
+        return self.texts[row] if self.texts else None
 
     def real_tokens(self, per_row: int | None = None) -> IntArray:
         """Places of real tokens in the batch laid out in one row: row * sequence + place.
@@ -75,12 +88,12 @@ def places_of(case: Case, spec: ModelSpec) -> IntArray | None:
 
 
 def build_cases(
-    token_ids: Sequence[IntArray], pad_id: int, half_window: int, max_length: int, seed: int = 0
+    token_ids: Mapping[int, IntArray], pad_id: int, half_window: int, max_length: int, seed: int = 0
 ) -> list[Case]:
     """The texts as they are, then one batch per length: unpadded, and padded in each way.
 
     Args:
-        token_ids: ids of each text, special tokens included.
+        token_ids: ids of each text by its number, special tokens included.
         pad_id: what stands in padded places.
         half_window: reach of local attention. Padding on the left stays below it: pooling
             the first position reads a padded place there, which is well defined in PyTorch
@@ -89,9 +102,9 @@ def build_cases(
         seed: of the places that interleaved padding takes.
     """
     rng = np.random.default_rng(seed)
-    texts = sorted((ids[:max_length] for ids in token_ids), key=len)
-    cases = [_batch(texts[i : i + TEXTS_PER_BATCH], pad_id) for i in range(0, len(texts), TEXTS_PER_BATCH)]
-    stream = np.concatenate(list(token_ids))
+    texts = sorted(((number, ids[:max_length]) for number, ids in token_ids.items()), key=lambda item: len(item[1]))
+    cases = [_batch(dict(texts[i : i + TEXTS_PER_BATCH]), pad_id) for i in range(0, len(texts), TEXTS_PER_BATCH)]
+    stream = np.concatenate(list(token_ids.values()))
     for length in (length for length in LENGTHS if length <= max_length):
         ids = np.resize(stream, (len(PADDINGS), length))  # the texts' tokens, over and over
         for row in range(1, len(PADDINGS)):
@@ -106,12 +119,13 @@ def build_cases(
     return cases
 
 
-def _batch(texts: Sequence[IntArray], pad_id: int) -> Case:
-    """Texts padded on the right to the longest of them."""
-    length = max(map(len, texts))
+def _batch(texts: Mapping[int, IntArray], pad_id: int) -> Case:
+    """Texts, by their numbers, padded on the right to the longest of them."""
+    length = max(map(len, texts.values()))
     ids = np.full((len(texts), length), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
+    for row, text in enumerate(texts.values()):
         ids[row, : len(text)] = text
         mask[row, : len(text)] = 1
-    return Case(length, ids, mask, tuple("none" if len(text) == length else "right" for text in texts))
+    paddings = tuple("none" if len(text) == length else "right" for text in texts.values())
+    return Case(length, ids, mask, paddings, tuple(texts))

@@ -19,6 +19,7 @@ from mbexport.bundle.half import ensure_half_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.rows import MOST_SCORE
+from mbexport.parity import own as own_run
 from mbexport.parity.rounding import RoundedGraph
 from mbexport.precision import half
 from tests.checkpoints import (
@@ -422,9 +423,36 @@ def test_validate_holds_fp16_to_cosine_and_predictions(tmp_path: Path) -> None:
     ensure_half_graph(bundle, "bf16")
     report = validate(bundle, checkpoint=EXAMPLE, max_length=300)
     assert report.passed
-    half_limits = report.graphs[2].limits
-    assert half_limits == {"max_error": 0.02 * report.graphs[2].spread, "cosine": 0.9999, "agreement": 0.999}
+    parity, own = report.graphs[2], report.half
+    assert own is not None
+    assert "float16" in own.what
+    assert parity.limits["max_error"] == 2 * own.max_error
+    assert parity.limits["cosine"] == 0.9999  # PyTorch's own is nearer
+    assert parity.limits["agreement"] == 1 - 1 / parity.overall.rows
+    assert parity.ratio == parity.overall.max_error / own.max_error
+    assert [graph.ratio for graph in report.graphs[:2]] == [None, None]
     assert set(report.skipped) == {"onnx/model_bf16.onnx"}
+
+
+def test_where_pytorch_own_half_precision_overflows_the_usual_limits_hold(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", norm_eps=1e-20)
+    make_hostile(checkpoint)
+    report = validate(half_bundle(checkpoint, tmp_path / "bundle"), checkpoint=checkpoint, max_length=66)
+    parity, own = report.graphs[2], report.half
+    assert own is not None
+    assert own.max_error == float("inf")
+    assert "it overflows" in own.what
+    assert parity.limits == {"max_error": 0.02 * parity.spread, "cosine": 0.9999, "agreement": 0.999}
+    assert parity.ratio is None
+    assert np.isfinite(parity.overall.max_error)
+
+
+def test_own_run_is_shorter_than_the_comparison_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_run, "LONGEST_ON_CPU", 64)
+    report = validate(half_bundle(EXAMPLE, tmp_path / "bundle"), checkpoint=EXAMPLE, max_length=66)
+    assert report.half is not None
+    assert report.half.what.endswith("on inputs of up to 64 tokens")
+    assert report.longest > 64
 
 
 def test_validate_finds_a_fault_of_the_fp16_graph_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mbexport.parity.figures import DoubleArray, FloatArray
 
+UNKNOWN = "unknown"
 CAUSES = {
     "window": "local attention reaches less far, or farther",
     "window dropped": "local attention sees everything",
@@ -28,10 +29,12 @@ CAUSES = {
     "residual": "the residual stream is not added to as it should be",
     "pooling": "tokens become one vector in another way",
     "padding in the mean": "padding is averaged, too",
-    "permuted labels": "outputs stand in another order",
+    "label order": "outputs stand in another order",
+    "score function": "outputs are no logits but something made of them",
     "overflow": "values leave the range of the element type",
     "quantization": "codes, scales or ranges of one part do not fit",
-    "unknown": "none of what is tried out",
+    "does not run": "ONNX Runtime fails on some inputs",
+    UNKNOWN: "none of what is tried out",
 }
 
 

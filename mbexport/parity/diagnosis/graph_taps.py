@@ -18,7 +18,7 @@ from mbexport.graph.builder import TAPS
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps, answer_outputs
 from mbexport.parity.figures import FloatArray, units
 from mbexport.parity.memory import MemoryGraph
-from mbexport.parity.rounding import with_barriers
+from mbexport.parity.rounding import rounded
 from mbexport.parity.samples import Case, places_of
 from mbexport.runtime.backends.interface import POSITION_IDS
 
@@ -42,6 +42,7 @@ class GraphTaps:
         file: the graph.
         precision: as the manifest names it.
         spec: the model.
+        outputs: names of the outputs that are compared; None for those that mbexport's graphs have.
         values: what :func:`mbexport.parity.diagnosis.by_value.find_values` found in a graph that names none.
 
     Attributes:
@@ -52,8 +53,17 @@ class GraphTaps:
         BackendError: ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, file: Path, precision: str, spec: ModelSpec, values: Mapping[str, Value] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        precision: str,
+        spec: ModelSpec,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        values: Mapping[str, Value] | None = None,
+    ) -> None:
         self._file, self._rounds, self._spec = file, precision in HALF, spec
+        self._outputs, self._is_foreign = outputs or answer_outputs(spec), values is not None
         model = ir.load(file)
         named = json.loads(model.metadata_props.get(TAPS) or "{}")
         self._value_of = {module: Value(name, ir.DataType.FLOAT) for module, name in named.items()} or dict(
@@ -72,7 +82,7 @@ class GraphTaps:
         """
         model = load_plain(self._file)
         if self._rounds:
-            with_barriers(model)
+            model = rounded(model, is_foreign=self._is_foreign)
         values = {value.name: value for node in model.graph for value in node.outputs}
         value_of = {module: values[value.name] for module, value in self._value_of.items() if value.name in values}
         wanted = {module: value_of[module] for module in value_of if not set(_parts(module)).isdisjoint(modules)}
@@ -88,7 +98,7 @@ class GraphTaps:
         selects = any(entered.name == POSITIONS for entered in model.graph.inputs)
         if selects and places is not None:
             inputs[POSITIONS] = places
-        answers = answer_outputs(self._spec) if OUTPUTS in modules else ()
+        answers = self._outputs if OUTPUTS in modules else ()
         names = [*answers, *(value.name or "" for value in wanted.values())]
         found = MemoryGraph(model, self._file.parent).run(case.input_ids, case.attention_mask, names, inputs)
         taps: Taps = {}

@@ -12,6 +12,7 @@ import numpy as np
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights
 from mbexport.parity.diagnosis.by_value import find_values
+from mbexport.parity.diagnosis.causes import UNKNOWN
 from mbexport.parity.diagnosis.graph_taps import GraphTaps
 from mbexport.parity.diagnosis.hypotheses import hypotheses
 from mbexport.parity.diagnosis.scene import Scene, spread_sample
@@ -43,6 +44,7 @@ def diagnose(
     spec: ModelSpec,
     reference: TapSource,
     weights: Weights | None,
+    outputs: tuple[str, ...] | None = None,
 ) -> Diagnosis | None:
     """Find the stages of a graph that are wrong, and what is wrong with them.
 
@@ -53,6 +55,7 @@ def diagnose(
         spec: the model.
         reference: computes the model as it should be.
         weights: the checkpoint's, for causes that need them; None where there is none.
+        outputs: names of the outputs that are compared; None for those that mbexport's graphs have.
 
     Returns:
         What was found; None where it cannot be told which of the graph's values are which modules' results.
@@ -60,9 +63,10 @@ def diagnose(
     Raises:
         BackendError: ONNX Runtime cannot run the graph.
     """
-    graph = GraphTaps(file, precision, spec)
+    graph = GraphTaps(file, precision, spec, outputs=outputs)
     if not graph.modules:
-        graph = GraphTaps(file, precision, spec, find_values(file, case, spec, reference))
+        values = find_values(file, case, spec, reference)
+        graph = GraphTaps(file, precision, spec, outputs=outputs, values=values)
     stages = tuple(stage for stage in stages_of(spec) if stage.parts[-1] in graph.modules or stage.parts[-1] == OUTPUTS)
     if len(stages) < 3:
         return None
@@ -199,7 +203,7 @@ class _Search:
             words = f"values are off by {before:.0%}: codes, scales or ranges of this part do not fit its values"
             return _Cause("quantization", words, factors=factors)
         words = f"values are off by {before:.2g} of their size; nothing that was tried explains it"
-        return _Cause("unknown", words, factors=factors)
+        return _Cause(UNKNOWN, words, factors=factors)
 
     def _left_by_gain(self, pair: _Pair, sample: IntArray) -> _Cause:
         """All values some times what they should be."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS
@@ -89,5 +89,8 @@ def answer_outputs(spec: ModelSpec) -> tuple[str, ...]:
 
 def cut(case: Case, most_tokens: int) -> Case:
     """The first rows of a case that hold so many tokens together; one row at least."""
-    rows = max(1, most_tokens // case.length)
-    return Case(case.length, case.input_ids[:rows], case.attention_mask[:rows], case.paddings[:rows])
+    rows = slice(max(1, most_tokens // case.length))
+    return replace(
+        case, input_ids=case.input_ids[rows], attention_mask=case.attention_mask[rows], paddings=case.paddings[rows],
+        texts=case.texts[rows],
+    )  # fmt: skip
