@@ -9,6 +9,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.blackbox import Suspect, explain
 from mbexport.parity.diagnosis import GraphTaps, TapSource, TorchTaps, diagnose
 from mbexport.parity.report import Diagnosis
+from mbexport.parity.runners import Counter
 from mbexport.parity.samples import Case
 from mbexport.parity.subjects import SubjectGraph
 
@@ -21,10 +22,11 @@ class Search:
     Args:
         spec: the model that they should compute.
         reference: where its inner values come from: the checkpoint, or the graph that others are held against.
+        done: counts the models that are tried.
     """
 
-    def __init__(self, spec: ModelSpec, reference: Checkpoint | SubjectGraph) -> None:
-        self._spec, self._reference = spec, reference
+    def __init__(self, spec: ModelSpec, reference: Checkpoint | SubjectGraph, done: Counter) -> None:
+        self._spec, self._reference, self._done = spec, reference, done
 
     def look(self, graph: SubjectGraph, suspect: Suspect) -> Diagnosis:
         """Where a graph goes wrong, or that it does not."""
@@ -37,7 +39,11 @@ class Search:
             )
             if found is not None:
                 return found
-        return explain(suspect, self._spec, checkpoint)
+        return explain(suspect, self._spec, checkpoint, self._trying)
+
+    def _trying(self, case: Case) -> None:
+        self._done.expect(1)
+        self._done.tick("trying other settings", case)
 
     @cached_property
     def _source(self) -> TapSource:
