@@ -40,6 +40,8 @@ def _verdict(report: ParityReport) -> str:
     graphs = f"{count} graph{'s' if count != 1 else ''} of {report.subject or 'the bundle'} against {against}"
     others = len(report.graphs) - count
     more = f"; {others} more compared, not judged" if others else ""
+    if not count:
+        return f"NOT JUDGED: quantized graphs of {report.subject}, compared with {against}, are held to no limits"
     if not failed:
         return f"PASSED: {graphs}{more}"
     lines = [f"FAILED: {len(failed)} of {graphs}{more}"]

@@ -95,6 +95,7 @@ def test_predict_says_once_that_texts_were_cut(tmp_path: Path) -> None:
         (["validate", "{bundle}", "--checkpoint", "{other}", "--against", "{bundle}"], "both of them"),
         (["validate", "{bundle}", "--against", "{bundle}", "--base", "{other}"], "leave it out with --against"),
         (["validate", "/none", "--checkpoint", "{other}"], "/none does not exist: expected a bundle"),
+        (["validate", "{bundle}", "--against", "/none"], "/none does not exist: expected a bundle"),
         (["validate", "{bundle}", "--checkpoint", "{other}"], "exported from other weights"),
         (["validate", "{bundle}", "--checkpoint", str(EXAMPLE), "--reference", "flash_attention_2"], "needs a GPU"),
         (["onnx"], "Missing argument 'CHECKPOINT'"),

@@ -51,13 +51,16 @@ class Suspect:
         return sorted(short or failing, key=lambda n: cases[n].tokens)
 
 
-def explain(suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None) -> Diagnosis:
+def explain(
+    suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None, tick: Callable[[Case], None]
+) -> Diagnosis:
     """The best that outputs alone can say.
 
     Args:
         suspect: the graph.
         spec: the model that it should compute.
         checkpoint: its weights for PyTorch; None where there are none, so that no other model can be tried.
+        tick: called before each model that is tried, with the first case.
     """
     failing = suspect.failing()
     where = failing_words(suspect.parity.inputs, suspect.limit)
@@ -69,7 +72,7 @@ def explain(suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None) ->
     looked_at = _looked_at(suspect, answered, spec)
     tried = 0
     if looked_at:
-        found, tried = _cause(suspect, looked_at, spec, checkpoint)
+        found, tried = _cause(suspect, looked_at, spec, checkpoint, tick)
         faults += [] if found is None else [found]
     if faults:
         conclusion = f"{'; '.join(fault.explanation for fault in faults)} ({where})"
@@ -114,7 +117,11 @@ def _looked_at(suspect: Suspect, failing: Sequence[int], spec: ModelSpec) -> lis
 
 
 def _cause(
-    suspect: Suspect, numbers: Sequence[int], spec: ModelSpec, checkpoint: Checkpoint | None
+    suspect: Suspect,
+    numbers: Sequence[int],
+    spec: ModelSpec,
+    checkpoint: Checkpoint | None,
+    tick: Callable[[Case], None],
 ) -> tuple[Fault | None, int]:
     """What explains the outputs of some cases, if anything does, and how many models were tried."""
     chosen = suspect.outputs.of(numbers)
@@ -122,6 +129,8 @@ def _cause(
     found: list[tuple[float, _Candidate]] = []
     tried = 0
     for candidate in _candidates(chosen, spec, checkpoint):
+        if candidate.is_model:
+            tick(chosen.cases[0])
         left = _left(candidate, chosen, allowed)
         tried += candidate.is_model and left is not None
         if left is not None and left < float("inf"):

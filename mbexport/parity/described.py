@@ -74,7 +74,7 @@ def of_graphs(path: Path) -> Described:
 
     Raises:
         InputError: there is no config.json.
-        BundleError: a bundle is damaged.
+        BundleError: there is nothing of that name, or a bundle is damaged.
         CheckpointError: config.json describes what is not supported.
     """
     if is_bundle(path):
@@ -82,6 +82,8 @@ def of_graphs(path: Path) -> Described:
         spec, length = read_bundle_spec(path, manifest), manifest.max_length
         config = read_json(path / CONFIG, BundleError)
         return Described(path, config, spec, length, _existing(path / TOKENIZER))
+    if not path.exists():
+        raise BundleError(f"{path} does not exist: expected a bundle, an ONNX file, or a directory with some")
     home = home_of(path)
     if not (home / CONFIG).is_file():
         where = "beside it or one folder up" if path.is_file() else "in it"

@@ -106,12 +106,12 @@ class _Comparison:
             self.reference = by_pytorch(
                 origin, self._inputs, self._terms, options.reference, self._done, needs_half=needs_half
             )
-            search = Search(self._spec, origin)
+            search = Search(self._spec, origin, self._done)
         else:
             other = open_subject(origin, self._spec, bisect=False)
             exact = most_exact(other)
             self.reference = by_graph(other, exact, self._inputs, self._done)
-            search = Search(self._spec, exact)
+            search = Search(self._spec, exact, self._done)
         self._done.expect(len(graphs) * len(self._inputs.cases))
         return tuple(self._judged(graph, search, bisect=options.bisect) for graph in graphs)
 

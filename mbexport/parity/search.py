@@ -11,6 +11,7 @@ from mbexport.errors import BackendError
 from mbexport.parity.blackbox import Suspect, explain
 from mbexport.parity.diagnosis import UNKNOWN, GraphTaps, TapSource, diagnose
 from mbexport.parity.report import Diagnosis
+from mbexport.parity.runners import Counter
 from mbexport.parity.samples import Case
 from mbexport.parity.subjects import SubjectGraph
 
@@ -23,31 +24,38 @@ class Search:
     Args:
         spec: the model that they should compute.
         reference: where its inner values come from: the checkpoint, or the graph that others are held against.
+        done: counts the models that are tried.
     """
 
-    def __init__(self, spec: ModelSpec, reference: Checkpoint | SubjectGraph) -> None:
-        self._spec, self._reference = spec, reference
+    def __init__(self, spec: ModelSpec, reference: Checkpoint | SubjectGraph, done: Counter) -> None:
+        self._spec, self._reference, self._done = spec, reference, done
 
     def look(self, graph: SubjectGraph, suspect: Suspect) -> Diagnosis:
         """Where a graph goes wrong, or that it does not."""
         checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
         if suspect.refused:
-            return explain(suspect, self._spec, checkpoint)
+            return explain(suspect, self._spec, checkpoint, self._trying)
         try:
             found = diagnose(
                 graph.path, graph.precision, case_to_look_at(suspect), self._spec, self._source,
                 None if checkpoint is None else checkpoint.weights, graph.outputs,
             )  # fmt: skip
         except BackendError as cause:
-            seen = explain(suspect, self._spec, checkpoint)
+            seen = explain(suspect, self._spec, checkpoint, self._trying)
             return replace(seen, conclusion=f"{seen.conclusion}; its layers could not be looked at: {cause}")
         if found is None:
-            return explain(suspect, self._spec, checkpoint)
+            return explain(suspect, self._spec, checkpoint, self._trying)
         explained = any(fault.cause != UNKNOWN for fault in found.faults)
         if explained or suspect.parity.passed:
             return found
-        seen = explain(suspect, self._spec, checkpoint)  # what comes behind the last layer is seen in outputs only
+        seen = explain(
+            suspect, self._spec, checkpoint, self._trying
+        )  # what comes behind the last layer is seen in outputs only
         return replace(found, faults=seen.faults + found.faults, conclusion=seen.conclusion) if seen.faults else found
+
+    def _trying(self, case: Case) -> None:
+        self._done.expect(1)
+        self._done.tick("trying other settings", case)
 
     @cached_property
     def _source(self) -> TapSource:
