@@ -8,7 +8,7 @@ from functools import cached_property
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import BackendError
-from mbexport.parity.blackbox import Suspect, explain
+from mbexport.parity.blackbox import Suspect, explain, failing_words
 from mbexport.parity.diagnosis import UNKNOWN, GraphTaps, TapSource, diagnose
 from mbexport.parity.report import Diagnosis
 from mbexport.parity.runners import Counter
@@ -32,26 +32,30 @@ class Search:
 
     def look(self, graph: SubjectGraph, suspect: Suspect) -> Diagnosis:
         """Where a graph goes wrong, or that it does not."""
-        checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
-        if suspect.refused:
-            return explain(suspect, self._spec, checkpoint, self._trying)
-        try:
-            found = diagnose(
-                graph.path, graph.precision, case_to_look_at(suspect), self._spec, self._source,
-                None if checkpoint is None else checkpoint.weights, graph.outputs,
-            )  # fmt: skip
-        except BackendError as cause:
-            seen = explain(suspect, self._spec, checkpoint, self._trying)
-            return replace(seen, conclusion=f"{seen.conclusion}; its layers could not be looked at: {cause}")
-        if found is None:
-            return explain(suspect, self._spec, checkpoint, self._trying)
-        explained = any(fault.cause != UNKNOWN for fault in found.faults)
-        if explained or suspect.parity.passed:
+        found, refusal = self._within(graph, suspect)
+        if found is not None and (suspect.parity.passed or any(fault.cause != UNKNOWN for fault in found.faults)):
             return found
-        seen = explain(
-            suspect, self._spec, checkpoint, self._trying
-        )  # what comes behind the last layer is seen in outputs only
-        return replace(found, faults=seen.faults + found.faults, conclusion=seen.conclusion) if seen.faults else found
+        checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
+        seen = explain(suspect, self._spec, checkpoint, self._trying)
+        if found is None:
+            return replace(seen, conclusion=seen.conclusion + refusal)
+        if not seen.faults:
+            where = failing_words(suspect.parity.inputs, suspect.limit)
+            return replace(found, conclusion=f"{found.conclusion}; of the whole graph, {where}")
+        # What comes behind the last layer is seen in outputs only.
+        return replace(found, faults=seen.faults + found.faults, conclusion=seen.conclusion)
+
+    def _within(self, graph: SubjectGraph, suspect: Suspect) -> tuple[Diagnosis | None, str]:
+        """What the graph's inner values show; None where they cannot be seen, and what prevents it."""
+        if suspect.refused:
+            return None, ""
+        weights = self._reference.weights if isinstance(self._reference, Checkpoint) else None
+        case = case_to_look_at(suspect)
+        try:
+            found = diagnose(graph.path, graph.precision, case, self._spec, self._source, weights, graph.outputs)
+        except BackendError as cause:
+            return None, f"; its inner values could not be looked at: {cause}"
+        return found, ""
 
     def _trying(self, case: Case) -> None:
         self._done.expect(1)
