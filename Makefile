@@ -21,7 +21,8 @@ test: lint
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
 
-interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready
+interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready \
+    build/chromium/ready
 	.venv-test/bin/python -m pytest -m interop
 
 lint: .venv-test/ready
@@ -130,6 +131,13 @@ bench-service: .venv-bench/ready
 build/node/ready:
 	mkdir -p build/node
 	npm install --silent --ignore-scripts --no-fund --no-audit --prefix build/node @huggingface/transformers@4
+	@touch $@
+
+# Chromium for machines without a display; like any other it needs the system's libnss3.
+build/chromium/ready:
+	mkdir -p build/chromium
+	npm install --silent --ignore-scripts --no-fund --no-audit --prefix build/chromium @sparticuz/chromium@153.0.0
+	node tests/interop/unpack.mjs build/chromium/node_modules/@sparticuz/chromium/bin/chromium.br build/chromium/chromium
 	@touch $@
 
 clean:

@@ -105,6 +105,11 @@ class Engine:
     graph_sha256: str
     packed: bool | None = None
 
+    @property
+    def report_file(self) -> str:
+        """Where the report of its build lies, relative to the bundle."""
+        return f"reports/engine-{PurePosixPath(self.file).stem}.json"
+
 
 @dataclass(frozen=True)
 class Check:

@@ -112,7 +112,8 @@ def validate(  # noqa: PLR0913 (one parameter an option)
     needed = ("torch", "transformers") if checkpoint is not None else ()
     require(*needed, "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint
-    from mbexport.parity.record import facts_of, write_report
+    from mbexport.parity.page import facts_of
+    from mbexport.parity.record import write_report
     from mbexport.parity.run import Options, run_validation
 
     if report is not None:

@@ -68,3 +68,15 @@ def parse_profiles(text: str) -> tuple[Profile, ...]:
 def profiles_text(profiles: Sequence[Profile]) -> str:
     """What :func:`parse_profiles` reads."""
     return ",".join(map(str, profiles))
+
+
+def profile_text(profile: Profile) -> str:
+    """An optimization profile in words.
+
+    Args:
+        profile: shapes [batch, sequence].
+    """
+    (few, short), (texts, length), (many, longest) = profile.smallest, profile.fastest, profile.largest
+    batch = f"{many} text{'s' if many > 1 else ''}" if few == many else f"{few} to {many} texts"
+    tokens = f"{longest} tokens" if short == longest else f"{short} to {longest} tokens"
+    return f"{batch} of {tokens}, fastest at {texts} x {length}"

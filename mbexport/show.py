@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mbexport.console import facts, table
 from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.options import LARGEST_ERROR
-from mbexport.profiles import Profile, parse_profile, parse_profiles
+from mbexport.profiles import parse_profile, parse_profiles, profile_text
 
 if TYPE_CHECKING:
     from mbexport.bench.report import Report, Row, WorkloadFigures
@@ -141,18 +141,6 @@ def _engine_facts(engine: Engine, *, current: bool) -> list[tuple[str, str]]:
         ("engine", f"{engine.file}: {target}, {built}, of {origin}"),
         *(("profile", f"  {profile_text(profile)}") for profile in parse_profiles(engine.profile)),
     ]
-
-
-def profile_text(profile: Profile) -> str:
-    """An optimization profile in words.
-
-    Args:
-        profile: shapes [batch, sequence].
-    """
-    (few, short), (texts, length), (many, longest) = profile.smallest, profile.fastest, profile.largest
-    batch = f"{many} text{'s' if many > 1 else ''}" if few == many else f"{few} to {many} texts"
-    tokens = f"{longest} tokens" if short == longest else f"{short} to {longest} tokens"
-    return f"{batch} of {tokens}, fastest at {texts} x {length}"
 
 
 def engine_text(report: EngineReport) -> str:

@@ -26,7 +26,6 @@ from mbexport.engines.report import (
     ProfileReport,
     fusion_warning,
     gate_warning,
-    report_file,
     scores_warning,
 )
 from mbexport.engines.shapes import chosen_profiles, default_profiles
@@ -180,7 +179,7 @@ class _Build:
 
             manifests.update(bundle, placing)
         report = self._report(engine, made)
-        write_atomically(bundle / report_file(engine), to_json(report.to_dict()) + "\n")
+        write_atomically(bundle / engine.report_file, to_json(report.to_dict()) + "\n")
         return report
 
     def _build(self, file: Path, progress: Progress) -> _Made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from mbexport.engines.products import Products
@@ -83,11 +82,6 @@ class EngineReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON has it."""
         return dataclasses.asdict(self) | {"fused_attention": self.fused_text}
-
-
-def report_file(engine: Engine) -> str:
-    """Where the report of an engine lies, relative to the bundle."""
-    return f"reports/engine-{PurePosixPath(engine.file).stem}.json"
 
 
 def scores_warning(graph: Graph) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from mbexport.errors import GraphError
 
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+TAPS = "mbexport.taps"  # the key of a model's metadata: JSON, a value's name by the module that it is the result of
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -38,6 +40,7 @@ class GraphBuilder:
         self._initializers: dict[str, ir.Value] = {}
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
+        self._taps: dict[str, ir.Value] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -139,6 +142,16 @@ class GraphBuilder:
                 self._casts[y, element_type(x)] = x
         return self._casts[x, to]
 
+    def tap(self, value: ir.Value, module: str) -> ir.Value:
+        """Note in the model which value is a module's result, so that a comparison finds it; returns the value.
+
+        Args:
+            value: float32, of the main graph.
+            module: its path, e.g. ``layers.3.attn.Wo``.
+        """
+        self._taps[module] = value
+        return value
+
     def widen(self, x: ir.Value) -> ir.Value:
         """``x`` as float32."""
         return self.cast(x, ir.DataType.FLOAT)
@@ -191,7 +204,11 @@ class GraphBuilder:
             opset_imports=opsets,
             name=graph_name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version)
+        taps = json.dumps({module: value.name for module, value in self._taps.items()})
+        return ir.Model(
+            graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version,
+            metadata_props={TAPS: taps},
+        )  # fmt: skip
 
 
 def element_type(value: ir.Value) -> ir.DataType:

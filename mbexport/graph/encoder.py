@@ -81,20 +81,25 @@ def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, products: Product
     Pre-norm: each block reads the norm of the residual stream and adds to the stream.
     """
     with b.scope("embeddings"):
-        hidden = layer_norm(b, products.embed(input_ids), "embeddings.norm", spec.norm_eps)
+        rows = b.tap(products.embed(input_ids), "embeddings.tok_embeddings")
+        hidden = _normed(b, rows, "embeddings.norm", spec)
     for number, is_global in enumerate(spec.layer_is_global):
         path = f"layers.{number}"
         with b.scope(path):
             # The first layer's attention has no norm of its own: the embeddings' norm serves it.
-            normed = layer_norm(b, hidden, f"{path}.attn_norm", spec.norm_eps) if number else hidden
+            normed = _normed(b, hidden, f"{path}.attn_norm", spec) if number else hidden
             with b.scope("attn"):
                 entered, site = products.enter(normed, attention_input(path)), attention_output(path)
-                q, k, v = (products.linear(entered, matrix) for matrix in attention_input(path).matrices)
-                attended = products.enter(dialect.attention(q, k, v, is_global=is_global), site)
-                update = products.linear(attended, *site.matrices)
-            hidden = b.op("Add", hidden, update, name="attn_residual")
-            normed = layer_norm(b, hidden, f"{path}.mlp_norm", spec.norm_eps)
+                q, k, v = (b.tap(products.linear(entered, matrix), matrix) for matrix in attention_input(path).matrices)
+                attended = b.tap(dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.attended")
+                update = b.tap(products.linear(products.enter(attended, site), *site.matrices), *site.matrices)
+            hidden = b.tap(b.op("Add", hidden, update, name="attn_residual"), f"{path}.attn_residual")
+            normed = _normed(b, hidden, f"{path}.mlp_norm", spec)
             with b.scope("mlp"):
                 update = gated_mlp(b, products, normed, path, spec.activation)
-            hidden = b.op("Add", hidden, update, name="mlp_residual")
-    return layer_norm(b, hidden, "final_norm", spec.norm_eps)
+            hidden = b.tap(b.op("Add", hidden, update, name="mlp_residual"), f"{path}.mlp_residual")
+    return _normed(b, hidden, "final_norm", spec)
+
+
+def _normed(b: GraphBuilder, x: ir.Value, path: str, spec: ModelSpec) -> ir.Value:
+    return b.tap(layer_norm(b, x, path, spec.norm_eps), path)

@@ -43,7 +43,7 @@ def add_head(b: GraphBuilder, spec: ModelSpec, products: Products, hidden: ir.Va
         with b.scope("head"):
             # Classifiers take the first position, be it padding or not; choices the first real token.
             first = "cls" if head.task == "multiple-choice" else "first_position"
-            pooled = pool(b, hidden, rows, first if head.pooling == "cls" else head.pooling)
+            pooled = b.tap(pool(b, hidden, rows, first if head.pooling == "cls" else head.pooling), "pooled")
         logits = _predict(b, spec, products, head, pooled)
         b.output(logits, "logits", ir.DataType.FLOAT, [*rows.text_axes, head.outputs])
 
@@ -71,8 +71,9 @@ def is_exact(head: HeadSpec) -> bool:
 def _predict(b: GraphBuilder, spec: ModelSpec, products: Products, head: HeadSpec, x: ir.Value) -> ir.Value:
     """x [..., hidden] -> dense -> activation -> norm -> last layer [..., outputs]."""
     with b.scope("head"):
-        dense = activation(b, linear(b, scaled(b, x, "head.in"), "head.dense"), head.activation)
-        normed = layer_norm(b, dense, "head.norm", spec.norm_eps)
+        dense = b.tap(linear(b, scaled(b, x, "head.in"), "head.dense"), "head.dense")
+        normed = layer_norm(b, activation(b, dense, head.activation), "head.norm", spec.norm_eps)
+        b.tap(normed, "head.norm")
     if head.tied:
         with b.scope(head.last_layer):
             entered = scaled(b, normed, f"{head.last_layer}.in")

@@ -14,6 +14,9 @@ def gated_mlp(b: GraphBuilder, products: Products, x: ir.Value, layer: str, act:
     """x [batch, sequence, hidden] -> [batch, sequence, hidden]; ``layer`` is ``layers.N``."""
     entered = products.enter(x, mlp_input(layer))
     input_matrix, gate_matrix = mlp_input(layer).matrices
-    activated = activation(b, products.linear(entered, input_matrix), act)  # [batch, sequence, inner]
-    gated = b.op("Mul", activated, products.linear(entered, gate_matrix), name="gated")
-    return products.linear(products.enter(gated, mlp_gated(layer)), *mlp_gated(layer).matrices)
+    value = b.tap(products.linear(entered, input_matrix), input_matrix)  # [batch, sequence, inner]
+    activated = activation(b, value, act)
+    gate = b.tap(products.linear(entered, gate_matrix), gate_matrix)
+    gated = b.tap(b.op("Mul", activated, gate, name="gated"), f"{layer}.mlp.gated")
+    site = mlp_gated(layer)
+    return b.tap(products.linear(products.enter(gated, site), *site.matrices), *site.matrices)

@@ -37,7 +37,7 @@ def add_sentence_outputs(b: GraphBuilder, sentence: SentenceSpec, hidden: ir.Val
     if sentence.pooling is None:
         b.output(tokens, TOKENS, ir.DataType.FLOAT, ["batch", "sequence", width])
         return
-    vector = pool(b, tokens, rows, sentence.pooling)
+    vector = b.tap(pool(b, tokens, rows, sentence.pooling), "pooled")
     for number, step in enumerate(sentence.steps):
         if step.on == SENTENCE:
             vector = _step(b, vector, step, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,11 @@ import numpy as np
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
 from mbexport.parity.described import Described
-from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases
+from mbexport.parity.samples import TEXTS, Case, IntArray, build_cases, places_of
 from mbexport.runtime.text import TextEncoder
 from mbexport.texts import Text
 
 RANDOM_TEXTS, RANDOM_LENGTH = 16, 40
-VOCABULARY_TOKENS = 32  # of a text, whose logits over the whole vocabulary are compared
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,9 @@ def make_inputs(model: Described, tokenizers: Sequence[Path], texts: Sequence[Te
         random = rng.integers(0, model.spec.vocab_size, (RANDOM_TEXTS, RANDOM_LENGTH))
         ids, notes, words = dict(enumerate(random)), (), ()
         described = "random token ids (the bundle has no tokenizer)"
-    cases = build_cases(ids, model.pad_id, model.spec.half_window, length)
-    if not words:
-        cases = [replace(case, texts=()) for case in cases]
-    return Inputs(cases, [_places(case, model.spec) for case in cases], words, described, notes)
+    numbers = list(ids) if words else None
+    cases = build_cases(list(ids.values()), model.pad_id, model.spec.half_window, length, numbers=numbers)
+    return Inputs(cases, [places_of(case, model.spec) for case in cases], words, described, notes)
 
 
 def predicts(spec: ModelSpec) -> str | None:
@@ -104,11 +102,3 @@ def _token_ids(
 
 def _encoded(file: Path, max_length: int, texts: Sequence[Text]) -> list[IntArray]:
     return [item.ids for item in TextEncoder(file, max_length).encode(texts)]
-
-
-def _places(case: Case, spec: ModelSpec) -> IntArray | None:
-    """The tokens whose outputs are compared; None where outputs belong to whole texts."""
-    stage = spec.sentence or spec.head
-    if stage is not None and stage.pooling is not None:
-        return None
-    return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)

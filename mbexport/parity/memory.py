@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
@@ -27,15 +29,19 @@ class SessionGraph:
         self._session = session
 
     def run(
-        self, input_ids: IntArray, attention_mask: IntArray, wanted: Sequence[str] | None = None
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray,
+        wanted: Sequence[str] | None = None,
+        further: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> list[FloatArray]:
-        """The outputs that are wanted (None for all), of inputs [batch, sequence].
+        """The outputs that are wanted (None for all), of inputs [batch, sequence] and what else the graph reads.
 
         Raises:
             BackendError: ONNX Runtime failed, e.g. out of memory.
         """
         packs = any(given.name == POSITION_IDS for given in self._session.get_inputs())
-        inputs = inputs_of(input_ids, attention_mask, packs=packs)
+        inputs = {**inputs_of(input_ids, attention_mask, packs=packs), **(further or {})}
         try:
             values: list[FloatArray] = self._session.run(wanted, inputs)
         except Exception as cause:

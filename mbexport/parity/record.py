@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mbexport import manifest as manifests
-from mbexport.errors import BundleError
-from mbexport.files import read_json, to_json, write_atomically
+from mbexport.files import to_json, write_atomically
 from mbexport.manifest import Check, Manifest
-from mbexport.parity.page import page
+from mbexport.parity.page import Facts, facts_of, page
 from mbexport.parity.report import GraphParity, ParityReport
 
 REPORT_FILE, PAGE_FILE = "parity.json", "parity.html"
-QUALITY = "reports/quality-int8.json"
 
 
 def report_json(report: ParityReport) -> str:
@@ -23,40 +18,19 @@ def report_json(report: ParityReport) -> str:
     return to_json(report.to_dict()) + "\n"
 
 
-def write_report(folder: Path, report: ParityReport, facts: Mapping[str, Any]) -> None:
+def write_report(folder: Path, report: ParityReport, facts: Facts) -> None:
     """The report as JSON and as a page.
 
     Args:
         folder: where to.
         report: what was found.
-        facts: further ones for the page, as :func:`facts_of` gives them.
+        facts: further ones for the page.
 
     Raises:
         OSError: the folder cannot be written.
     """
     write_atomically(folder / REPORT_FILE, report_json(report))
     write_atomically(folder / PAGE_FILE, page(report, facts))
-
-
-def facts_of(subject: Path) -> dict[str, Any]:
-    """What else is known of a bundle, for the page; empty for what is none.
-
-    ``manifest``: the bundle's; ``quality``: the report of ``mbexport int8``; ``engines``: the reports of builds, by
-    the engine's file.
-    """
-    if not (subject / manifests.FILE_NAME).is_file():
-        return {}
-    facts: dict[str, Any] = {"manifest": read_json(subject / manifests.FILE_NAME, BundleError)}
-    if (subject / QUALITY).is_file():
-        with contextlib.suppress(BundleError):  # a page of a proof does not fail for another report
-            facts["quality"] = read_json(subject / QUALITY, BundleError)
-    engines = {}
-    for engine in facts["manifest"].get("engines", []):
-        path = subject / "reports" / f"engine-{Path(str(engine.get('file'))).stem}.json"
-        if path.is_file():
-            with contextlib.suppress(BundleError):
-                engines[str(engine["file"])] = read_json(path, BundleError)
-    return facts | ({"engines": engines} if engines else {})
 
 
 def record(bundle: Path, manifest: Manifest, report: ParityReport) -> None:

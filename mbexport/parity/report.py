@@ -66,7 +66,8 @@ class StageError:
     ``name``: ``embeddings``, ``layers.N.attn``, ``layers.N.mlp``, ``final_norm``, ``pooling`` or ``head``.
     ``kind``: ``embeddings``, ``global attention``, ``local attention``, ``mlp``, ``norm``, ``pooling`` or ``head``.
     ``own``: where the stage is given the reference's input; ``accumulated``: where the whole graph runs. Both are
-    the root mean square error over the reference's root mean square, infinite where a value is not a number.
+    of the worst token (or text, behind pooling; of a graph of INT8 or FP8 codes, of all together): the root mean
+    square error over the reference's root mean square, infinite where a value is not a number.
     ``limit``: what ``own`` may be.
     """
 
@@ -86,11 +87,11 @@ class StageError:
 class Fault:
     """One cause, and the stages where it was found.
 
-    ``stages``: their names; ``kind``: of them all, as ``StageError.kind``; ``part``: what of the first one is the
-    first to be wrong (``q``, ``attended``, ``Wo`` ...). ``cause``: one of ``mbexport.parity.diagnosis.CAUSES``;
-    ``explanation``: the same in words. ``evidence``: the error that is left where the part is computed with that
-    very fault, as in ``StageError``; None where the cause was not tried out but seen. ``tokens`` and ``channels``:
-    which are wrong, in words.
+    ``stages``: their names; ``kind``: theirs, as ``StageError.kind``, several joined by "and"; ``part``: what of
+    the first stage is the first to be wrong (``Wq``, ``attended``, ``Wo`` ...). ``cause``: a key of
+    ``mbexport.parity.diagnosis.CAUSES``; ``explanation``: the same in words. ``evidence``: the error that is left
+    where the part is computed with that very fault, as in ``StageError``; None where the cause was not tried out but
+    seen. ``tokens`` and ``channels``: which are wrong, in words.
     """
 
     stages: tuple[str, ...]

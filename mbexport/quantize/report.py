@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
+from mbexport.page.document import document
+from mbexport.page.html import tag
+from mbexport.page.quality import QualityFacts, quality_content
 from mbexport.precision.calibration import FIGURES, Calibration
 from mbexport.precision.strength import SiteFigures
 from mbexport.quantize.quality import Limits, Quality
 from mbexport.quantize.search import Sensitivity
-
-BAR, LABEL, ROW = 420, 190, 16  # pixels of a picture: the longest bar, the names, the height of a row
 
 
 @dataclass(frozen=True)
@@ -91,54 +90,15 @@ def page(report: QuantizationReport, model: str) -> str:
         report: the report.
         model: its name.
     """
-    graphs = "".join(_graph_row(graph) for graph in report.graphs)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
-    errors = bars([(site.name, site.row_error if site.by_row else site.error) for site in report.sites])
-    scanned = ""
-    if report.ranking:
-        scanned = (
-            "<h2>What each part costs by itself</h2><p>Error of the outputs where it alone is quantized, "
-            "in standard deviations of the outputs; the parts that graphs keep in higher precision are "
-            f"taken from the top.</p>{bars([(item.part, item.error) for item in report.ranking])}"
-        )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>INT8 of {escape(model)}</title>'
-        "<style>body{font:14px sans-serif;margin:2em}td,th{text-align:left;padding:2px 12px 2px 0}</style>"
-        f"<h1>INT8 of {escape(model)}</h1><p>{report.calibration_texts} texts for calibration, "
-        f"{report.held_out_texts} others to judge by, up to {report.max_length} tokens; weights "
-        f"{report.weight_bytes / 1e6:.1f} MB, {report.weight_share:.1%} of FP32's.</p>{notes}"
-        "<table><tr><th>graph<th>gate<th>agreement<th>macro-F1<th>similarity<th>error<th>kept in higher precision</tr>"
-        f"{graphs}</table>{scanned}<h2>Error of each site's products</h2><p>Root mean square error over root mean "
-        f"square, on sampled tokens of the calibration's texts.</p>{errors}</html>\n"
+    failed = [graph.file for graph in report.graphs if not graph.passed]
+    sign, word, class_ = ("✓", "PASSED", "pass") if report.passed else ("✗", "FAILED", "fail")
+    told = f"{len(report.graphs)} graphs judged, {f'{len(failed)} of them below a limit' if failed else 'all passed'}."
+    verdict = tag(
+        "div",
+        tag("p", tag("span", sign, aria_hidden="true"), f" {word}", class_="word"),
+        tag("p", told),
+        class_=f"verdict {class_}",
     )
-
-
-def _graph_row(graph: GraphReport) -> str:
-    quality = graph.quality
-    cells = (
-        graph.file,
-        "passed" if graph.passed else f"failed: {'; '.join(graph.faults)}",
-        _figure(quality.agreement, "{:.2f} %"),
-        _figure(quality.f1, "{:.2f}") + _figure(quality.f1_drop, " ({:+.2f} lost)"),
-        _figure(quality.similarity, "{:.5f}"),
-        f"{quality.error:.4f}",
-        ", ".join(graph.keep) or "none",
-    )
-    return "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>"
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def bars(values: Sequence[tuple[str, float]]) -> str:
-    """A picture (SVG) of named values, a bar each."""
-    longest = max(value for _, value in values) or 1.0
-    rows = "".join(
-        f'<text x="0" y="{ROW * row + 12}">{escape(name)}</text>'
-        f'<rect x="{LABEL}" y="{ROW * row + 3}" width="{BAR * value / longest:.1f}" height="{ROW - 5}" fill="#4878a8"/>'
-        f'<text x="{LABEL + BAR * value / longest + 6:.1f}" y="{ROW * row + 12}">{value:.4g}</text>'
-        for row, (name, value) in enumerate(values)
-    )
-    size = f'width="{LABEL + BAR + 90}" height="{ROW * len(values)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="11" font-family="sans-serif">{rows}</svg>'
+    title = f"INT8 of {model}"
+    facts = QualityFacts.read(report.to_dict())
+    return document(f"{word}: {title}", tag("header", tag("h1", title), verdict), quality_content(facts))
