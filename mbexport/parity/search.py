@@ -14,7 +14,8 @@ from mbexport.parity.runners import Counter
 from mbexport.parity.samples import Case
 from mbexport.parity.subjects import SubjectGraph
 
-UNKNOWN = "unknown"  # the cause of a stage that nothing explains
+UNSETTLED = {"unknown"}  # causes that leave it open why a stage is wrong
+SETTINGS = {"theta", "layer pattern"}  # causes that an exporter's misreading of config.json may be behind
 USUAL = 257  # tokens that are enough to see windows and blocks of attention in
 
 
@@ -40,7 +41,8 @@ class Search:
             by_stages = diagnose(graph.path, graph.precision, case, self._spec, self._source, weights)
         if by_stages is None:
             return explain(suspect, self._spec, checkpoint, self._trying)
-        if suspect.parity.passed or any(fault.cause != UNKNOWN for fault in by_stages.faults):
+        causes = {fault.cause for fault in by_stages.faults}
+        if suspect.parity.passed or not (causes <= UNSETTLED or (graph.is_foreign and causes <= SETTINGS)):
             return by_stages
         by_outputs = explain(suspect, self._spec, checkpoint, self._trying)
         if not by_outputs.faults:
