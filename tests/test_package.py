@@ -38,7 +38,7 @@ ALLOWED = {
     "bundle": {"checkpoint", "graph", "precision"},
     "engines": {"checkpoint", "graph", "precision", "bundle"},
     "runtime": set(),
-    "parity": {"page", "checkpoint", "runtime"},
+    "parity": {"page", "checkpoint", "graph", "bundle", "runtime"},  # the search builds no graph, and knows their parts
     "quantize": {"page", "checkpoint", "graph", "precision", "bundle", "runtime", "parity"},
     "bench": {"runtime"},
     "packaging": {"runtime"},

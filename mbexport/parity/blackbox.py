@@ -224,7 +224,7 @@ def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:
         named = [f"{_name(labels, n)} gives the model's {_name(labels, of)}" for n, of in moved[:5]]
         more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
         words = f"the outputs are in another order: {', '.join(named)}{more}"
-        yield _Candidate("label order", words, lambda number: chosen.expected[number][:, order])
+        yield _Candidate("permuted labels", words, lambda number: chosen.expected[number][:, order])
     functions: dict[str, Callable[[FloatArray], FloatArray]] = {
         "the outputs are probabilities (softmax), not logits": _softmax,
         "the outputs are probabilities (sigmoid), not logits": _sigmoid,

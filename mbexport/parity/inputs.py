@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,8 @@ def make_inputs(model: Described, tokenizers: Sequence[Path], texts: Sequence[Te
         random = rng.integers(0, model.spec.vocab_size, (RANDOM_TEXTS, RANDOM_LENGTH))
         ids, notes, words = dict(enumerate(random)), (), ()
         described = "random token ids (the bundle has no tokenizer)"
-    cases = build_cases(ids, model.pad_id, model.spec.half_window, length)
-    if not words:
-        cases = [replace(case, texts=()) for case in cases]
+    numbers = list(ids) if words else None
+    cases = build_cases(list(ids.values()), model.pad_id, model.spec.half_window, length, numbers=numbers)
     return Inputs(cases, [places_of(case, model.spec) for case in cases], words, described, notes)
 
 

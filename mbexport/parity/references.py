@@ -50,6 +50,7 @@ class TorchReference:
 
     Attributes:
         is_half: whether it computes in float16 or bfloat16.
+        model: the module, of transformers or of sentence-transformers.
 
     Raises:
         InputError: transformers does not take the checkpoint.
@@ -64,18 +65,12 @@ class TorchReference:
         self._task = checkpoint.spec.task
         self._sentence = checkpoint.spec.sentence
         if self._sentence is not None:
-            self._model: Any = _sentence_transformer(checkpoint, implementation, self._device, self._dtype)
+            self.model: Any = _sentence_transformer(checkpoint, implementation, self._device, self._dtype)
             return
         try:
-            self._model = self._load(checkpoint)
+            self.model = self._load(checkpoint)
         except Exception as cause:
             raise InputError(f"transformers {transformers.__version__} cannot load the checkpoint: {cause}") from cause
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model, for what looks into it or changes it."""
-        module: torch.nn.Module = self._model
-        return module
 
     def _load(self, checkpoint: Checkpoint) -> Any:
         implementation = self._implementation
@@ -119,7 +114,7 @@ class TorchReference:
         return array
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: IntArray | None) -> Any:
-        model = self._model
+        model = self.model
         if self._sentence is not None:
             features = model({"input_ids": ids, "attention_mask": mask})
             if places is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,23 +88,30 @@ def places_of(case: Case, spec: ModelSpec) -> IntArray | None:
 
 
 def build_cases(
-    token_ids: Mapping[int, IntArray], pad_id: int, half_window: int, max_length: int, seed: int = 0
+    token_ids: Sequence[IntArray],
+    pad_id: int,
+    half_window: int,
+    max_length: int,
+    seed: int = 0,
+    numbers: Sequence[int | None] | None = None,
 ) -> list[Case]:
     """The texts as they are, then one batch per length: unpadded, and padded in each way.
 
     Args:
-        token_ids: ids of each text by its number, special tokens included.
+        token_ids: ids of each text, special tokens included.
         pad_id: what stands in padded places.
         half_window: reach of local attention. Padding on the left stays below it: pooling
             the first position reads a padded place there, which is well defined in PyTorch
             only while that place sees a real token.
         max_length: lengths above it are left out.
         seed: of the places that interleaved padding takes.
+        numbers: of the texts; None where they have none.
     """
     rng = np.random.default_rng(seed)
-    texts = sorted(((number, ids[:max_length]) for number, ids in token_ids.items()), key=lambda item: len(item[1]))
-    cases = [_batch(dict(texts[i : i + TEXTS_PER_BATCH]), pad_id) for i in range(0, len(texts), TEXTS_PER_BATCH)]
-    stream = np.concatenate(list(token_ids.values()))
+    numbered = zip(numbers if numbers is not None else [None] * len(token_ids), token_ids, strict=True)
+    texts = sorted(((number, ids[:max_length]) for number, ids in numbered), key=lambda item: len(item[1]))
+    cases = [_batch(texts[i : i + TEXTS_PER_BATCH], pad_id) for i in range(0, len(texts), TEXTS_PER_BATCH)]
+    stream = np.concatenate(list(token_ids))
     for length in (length for length in LENGTHS if length <= max_length):
         ids = np.resize(stream, (len(PADDINGS), length))  # the texts' tokens, over and over
         for row in range(1, len(PADDINGS)):
@@ -119,13 +126,13 @@ def build_cases(
     return cases
 
 
-def _batch(texts: Mapping[int, IntArray], pad_id: int) -> Case:
-    """Texts, by their numbers, padded on the right to the longest of them."""
-    length = max(map(len, texts.values()))
+def _batch(texts: Sequence[tuple[int | None, IntArray]], pad_id: int) -> Case:
+    """Texts, each with its number, padded on the right to the longest of them."""
+    length = max(len(text) for _, text in texts)
     ids = np.full((len(texts), length), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
-    for row, text in enumerate(texts.values()):
+    for row, (_, text) in enumerate(texts):
         ids[row, : len(text)] = text
         mask[row, : len(text)] = 1
-    paddings = tuple("none" if len(text) == length else "right" for text in texts.values())
-    return Case(length, ids, mask, paddings, tuple(texts))
+    paddings = tuple("none" if len(text) == length else "right" for _, text in texts)
+    return Case(length, ids, mask, paddings, tuple(number for number, _ in texts))

@@ -15,6 +15,7 @@ from mbexport.parity.runners import Counter
 from mbexport.parity.samples import Case
 from mbexport.parity.subjects import SubjectGraph
 
+SETTINGS = {"theta", "layer pattern"}  # causes that an exporter's misreading of config.json may be behind
 USUAL = 257  # tokens that are enough to see windows and blocks of attention in
 
 
@@ -31,19 +32,24 @@ class Search:
         self._spec, self._reference, self._done = spec, reference, done
 
     def look(self, graph: SubjectGraph, suspect: Suspect) -> Diagnosis:
-        """Where a graph goes wrong, or that it does not."""
-        found, refusal = self._within(graph, suspect)
-        if found is not None and (suspect.parity.passed or any(fault.cause != UNKNOWN for fault in found.faults)):
-            return found
+        """Where a graph goes wrong, or that it does not: by its stages; by its outputs, where those say too little."""
+        by_stages, refusal = self._within(graph, suspect)
+        causes = {fault.cause for fault in by_stages.faults} if by_stages is not None else set()
+        if by_stages is not None:
+            leaves_open = causes <= {UNKNOWN} or (graph.is_foreign and causes <= SETTINGS)
+            if suspect.parity.passed or not leaves_open:
+                return by_stages
         checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
-        seen = explain(suspect, self._spec, checkpoint, self._trying)
-        if found is None:
-            return replace(seen, conclusion=seen.conclusion + refusal)
-        if not seen.faults:
-            where = failing_words(suspect.parity.inputs, suspect.limit)
-            return replace(found, conclusion=f"{found.conclusion}; of the whole graph, {where}")
-        # What comes behind the last layer is seen in outputs only.
-        return replace(found, faults=seen.faults + found.faults, conclusion=seen.conclusion)
+        by_outputs = explain(suspect, self._spec, checkpoint, self._trying)
+        if by_stages is None:
+            return replace(by_outputs, conclusion=by_outputs.conclusion + refusal)
+        if by_outputs.faults:
+            faults = by_outputs.faults + by_stages.faults
+            return replace(by_stages, faults=faults, conclusion=by_outputs.conclusion)
+        if by_stages.faults:
+            return by_stages
+        where = failing_words(suspect.parity.inputs, suspect.limit)
+        return replace(by_stages, conclusion=f"{by_stages.conclusion}; of the whole graph, {where}")
 
     def _within(self, graph: SubjectGraph, suspect: Suspect) -> tuple[Diagnosis | None, str]:
         """What the graph's inner values show; None where they cannot be seen, and what prevents it."""

@@ -47,13 +47,12 @@ def exported(checkpoint: Path, output: Path, task: str = "text-classification", 
     return output
 
 
-def only_fault(subject: Path, checkpoint: Path) -> Fault:
+def faults(subject: Path, checkpoint: Path) -> tuple[Fault, ...]:
     report = validate(subject, checkpoint=checkpoint, max_length=LENGTH)
     (graph,) = report.graphs
     assert not report.passed
     assert graph.diagnosis is not None
-    (fault,) = graph.diagnosis.faults
-    return fault
+    return graph.diagnosis.faults
 
 
 @pytest.mark.parametrize("architecture", TASKS)
@@ -112,9 +111,10 @@ IGNORED: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_settings_that_its_transformers_does_not_read_are_named(name: str, tmp_path: Path) -> None:
     settings, cause, words = IGNORED[name]
     checkpoint = with_tokenizer(tmp_path / "checkpoint", **settings)
-    fault = only_fault(exported(checkpoint, tmp_path / "theirs"), checkpoint)
-    assert fault.cause == cause
-    assert words in fault.explanation
+    whole, *stages = faults(exported(checkpoint, tmp_path / "theirs"), checkpoint)
+    assert {fault.cause for fault in (whole, *stages)} == {cause}
+    assert words in whole.explanation
+    assert {fault.kind for fault in stages} <= {"local attention", "global attention"}
 
 
 def widen(model: onnx.ModelProto) -> None:
@@ -147,11 +147,14 @@ def test_a_tampered_export_fails_with_the_cause(tamper: Any, cause: str, tmp_pat
     model = onnx.load(theirs / "model.onnx")
     tamper(model)
     onnx.save(model, theirs / "model.onnx")
-    fault = only_fault(theirs, checkpoint)
-    assert fault.cause == cause
+    found = faults(theirs, checkpoint)
+    assert found[0].cause == cause
     if cause == "window":
-        assert fault.explanation == "local layers reach 65 tokens either way, not 64"
-        assert "the shortest of 66 tokens" in fault.tokens
+        (window,) = found
+        assert window.stages == ("layers.1.attn", "layers.2.attn")  # the local layers
+        assert "65 tokens to either side" in window.explanation
+    else:
+        assert {stage for fault in found for stage in fault.stages} >= {f"layers.{n}.attn" for n in range(4)}
     result = CliRunner().invoke(
         main, ["validate", str(theirs), "--checkpoint", str(checkpoint), "--max-length", "300", "--json"]
     )

@@ -14,6 +14,7 @@ import pytest
 from mbexport import export_onnx, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.errors import InputError
+from mbexport.parity import search
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.foreign import foreign
 from tests.parity.test_mutations import ignore_the_mask, mutant, replacing
@@ -44,19 +45,33 @@ def test_a_mutant_fails_and_the_difference_of_the_configurations_is_noted(
     bundle = mutant(tiny, replacing(half_window=63), tmp_path / "mutant")
     report = validate(bundle, against=tiny_bundle, max_length=LENGTH)
     assert [graph.passed for graph in report.graphs] == [False, False]
-    diagnosis = report.graphs[0].diagnosis
-    assert diagnosis is not None
+    for graph in report.graphs:
+        assert graph.diagnosis is not None
+        (fault,) = graph.diagnosis.faults
+        assert (fault.cause, fault.stages) == ("window", ("layers.1.attn", "layers.2.attn"))
     assert report.notes == ()  # its config.json is the checkpoint's
     edit_config(bundle, lambda config: config.update(local_attention=126))
     (note,) = validate(bundle, against=tiny_bundle, max_length=LENGTH).notes
     assert "differ in half_window" in note
 
 
-def test_without_pytorch_it_is_said_which_inputs_fail(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_search_needs_no_pytorch(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = foreign(tiny_bundle, tmp_path / "theirs")
     ignore_the_mask(folder / "model.onnx")
-    report = validate(folder, against=tiny_bundle, max_length=LENGTH)
-    (graph,) = report.graphs
+    (graph,) = validate(folder, against=tiny_bundle, max_length=LENGTH).graphs
+    assert graph.diagnosis is not None
+    assert not graph.passed
+    assert {fault.cause for fault in graph.diagnosis.faults} == {"mask dropped"}
+    assert {stage.name for stage in graph.diagnosis.stages if stage.faulty} == {f"layers.{n}.attn" for n in range(4)}
+
+
+def test_where_stages_are_not_known_it_is_said_which_inputs_fail(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "diagnose", lambda *_: None)
+    folder = foreign(tiny_bundle, tmp_path / "theirs")
+    ignore_the_mask(folder / "model.onnx")
+    (graph,) = validate(folder, against=tiny_bundle, max_length=LENGTH).graphs
     assert graph.diagnosis is not None
     assert (graph.passed, graph.diagnosis.faults) == (False, ())
     assert "only those with padding on the right, on the left, in between" in graph.diagnosis.conclusion

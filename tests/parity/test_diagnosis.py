@@ -52,7 +52,7 @@ class Examined:
         self.reference = TorchTaps(TorchReference(self.checkpoint, "sdpa"), self.spec)
         encoder = TextEncoder(EXAMPLE / "tokenizer.json", LENGTH)
         ids = [encoded.ids for encoded in encoder.encode(list(TEXTS)) if len(encoded.ids)]
-        self.case: Case = build_cases(dict(enumerate(ids)), 0, self.spec.half_window, LENGTH)[-1]
+        self.case: Case = build_cases(ids, 0, self.spec.half_window, LENGTH)[-1]
 
     def layers(self, kind: str) -> tuple[str, ...]:
         """Names of the attention stages of a kind."""
@@ -125,7 +125,7 @@ def test_no_fault_is_found_whatever_stands_on_the_encoder(kind: str, tmp_path: P
     checkpoint = load_checkpoint(directory)
     reference = TorchTaps(TorchReference(checkpoint, "sdpa"), checkpoint.spec)
     ids = [np.random.default_rng(0).integers(5, 500, 200)]
-    case = build_cases(dict(enumerate(ids)), 0, checkpoint.spec.half_window, 129)[-1]
+    case = build_cases(ids, 0, checkpoint.spec.half_window, 129)[-1]
     assert len(manifest.graphs) == (4 if kind == "masked LM" else 3)
     for graph in manifest.graphs:
         file = tmp_path / "bundle" / graph.file

@@ -18,6 +18,7 @@ from mbexport import export_onnx, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.cli import main
 from mbexport.errors import BundleError, InputError
+from mbexport.parity import search
 from tests.checkpoints import ENCODER, save_checkpoint
 from tests.foreign import behind_output, foreign
 from tests.parity.test_heads import VARIANTS as HEADS
@@ -178,12 +179,17 @@ def test_half_precision_is_told_by_the_weights(tiny: Path, tmp_path: Path) -> No
     assert exact.limits["max_error"] < half.overall.max_error <= half.limits["max_error"]
 
 
-def test_quantized_graphs_are_compared_with_bisect(tiny: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_quantized_graphs_are_compared_with_bisect(
+    tiny: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = foreign(tiny_bundle, tmp_path / "theirs", store_codes)
     report = validate(folder, checkpoint=tiny, max_length=LENGTH, bisect=True)
     (graph,) = report.graphs
     assert (graph.precision, graph.limits, report.skipped) == ("int8", {}, {})
     assert graph.diagnosis is not None
+    result = run("validate", folder, "--checkpoint", tiny, "--max-length", LENGTH, "--bisect")
+    assert "model.onnx: nothing broken found" in result.stdout
+    monkeypatch.setattr(search, "diagnose", lambda *_: None)  # as if its inner values were not to be found
     result = run("validate", folder, "--checkpoint", tiny, "--max-length", LENGTH, "--bisect")
     assert (result.exit_code, result.stdout.split(":")[0]) == (0, "NOT JUDGED")
     assert "model.onnx: compared, not judged" in result.stdout

@@ -70,8 +70,8 @@ def test_predictions_that_are_places() -> None:
 
 
 def test_texts_keep_their_numbers_through_sorting() -> None:
-    ids = {0: np.arange(9), 2: np.arange(3), 5: np.arange(6)}
-    first, *lengths = build_cases(ids, 0, 64, 16)
+    ids = [np.arange(9), np.arange(3), np.arange(6)]
+    first, *lengths = build_cases(ids, 0, 64, 16, numbers=[0, 2, 5])
     assert (first.texts, first.attention_mask.sum(axis=1).tolist()) == ((2, 5, 0), [3, 6, 9])
     assert all(item.texts == () and item.text(0) is None for item in lengths)
 

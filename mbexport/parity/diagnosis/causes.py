@@ -29,7 +29,7 @@ CAUSES = {
     "residual": "the residual stream is not added to as it should be",
     "pooling": "tokens become one vector in another way",
     "padding in the mean": "padding is averaged, too",
-    "label order": "outputs stand in another order",
+    "permuted labels": "outputs stand in another order",
     "score function": "outputs are no logits but something made of them",
     "overflow": "values leave the range of the element type",
     "quantization": "codes, scales or ranges of one part do not fit",

@@ -182,8 +182,8 @@ def output_hypotheses(scene: Scene, sample: IntArray) -> Iterator[Hypothesis]:
     outputs = scene.expected(OUTPUTS)[sample]
     for shift in range(1, min(outputs.shape[-1], _MOST_SHIFTED)):
         words = f"outputs stand {shift} place{'s' if shift > 1 else ''} off their own"
-        yield Hypothesis("label order", words, np.roll(outputs, shift, axis=-1))
-    yield Hypothesis("label order", "outputs stand in reverse order", outputs[:, ::-1])
+        yield Hypothesis("permuted labels", words, np.roll(outputs, shift, axis=-1))
+    yield Hypothesis("permuted labels", "outputs stand in reverse order", outputs[:, ::-1])
     head = scene.spec.head
     if head is not None and scene.spec.sentence is None:
         yield from product_hypotheses(scene, OUTPUTS, head.last_layer, sample)
