@@ -204,11 +204,10 @@ class GraphBuilder:
             opset_imports=opsets,
             name=graph_name,
         )
-        taps = json.dumps({module: value.name for module, value in self._taps.items()})
-        return ir.Model(
-            graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version,
-            metadata_props={TAPS: taps},
-        )  # fmt: skip
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version)
+        if self._taps:
+            model.metadata_props[TAPS] = json.dumps({module: value.name for module, value in self._taps.items()})
+        return model
 
 
 def element_type(value: ir.Value) -> ir.DataType:
