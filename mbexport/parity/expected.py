@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.parity.figures import FloatArray, Outputs
+from mbexport.parity.graphs.runners import Counter, graph_runner
 from mbexport.parity.inputs import Inputs
 from mbexport.parity.limits import Terms
 from mbexport.parity.report import OwnError
-from mbexport.parity.runners import Counter, graph_runner
 from mbexport.parity.subjects import Subject, SubjectGraph
 
 
@@ -44,8 +44,8 @@ def by_pytorch(
     Raises:
         InputError: the implementation cannot run here.
     """
-    from mbexport.parity.own import flash_reference, own_error, own_error_on_cpu, run_all
-    from mbexport.parity.references import TorchReference, choose_reference
+    from mbexport.parity.pytorch.own import flash_reference, own_error, own_error_on_cpu, run_all
+    from mbexport.parity.pytorch.reference import TorchReference, choose_reference
 
     chosen = choose_reference(implementation)
     done.expect(len(inputs.cases))

@@ -89,9 +89,9 @@ class Fault:
 
     ``stages``: their names; ``kind``: theirs, as ``StageError.kind``, several joined by "and"; ``part``: what of
     the first stage is the first to be wrong (``Wq``, ``attended``, ``Wo`` ...). ``cause``: a key of
-    ``mbexport.parity.diagnosis.CAUSES``; ``explanation``: the same in words. ``evidence``: the error that is left
-    where the part is computed with that very fault, as in ``StageError``; None where the cause was not tried out but
-    seen. ``tokens`` and ``channels``: which are wrong, in words.
+    ``mbexport.parity.diagnosis.causes.CAUSES``; ``explanation``: the same in words. ``evidence``: the error that is
+    left where the part is computed with that very fault, as in ``StageError``; None where the cause was not tried out
+    but seen. ``tokens`` and ``channels``: which are wrong, in words.
     """
 
     stages: tuple[str, ...]

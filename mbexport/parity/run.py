@@ -11,18 +11,18 @@ from mbexport.checkpoint.load import Checkpoint
 from mbexport.errors import InputError
 from mbexport.files import Progress
 from mbexport.options import DEFAULT_MAX_LENGTH
-from mbexport.parity.blackbox import Suspect
 from mbexport.parity.described import TOKENIZER, Described, home_of, of_checkpoint, of_graphs, reconciled
+from mbexport.parity.diagnosis.by_outputs import Suspect
+from mbexport.parity.diagnosis.search import Search
 from mbexport.parity.environment import environment
 from mbexport.parity.expected import Reference, by_graph, by_pytorch
 from mbexport.parity.figures import Outputs, compare
+from mbexport.parity.graphs.packed import packable
+from mbexport.parity.graphs.runners import Counter, Foreign, graph_runner
 from mbexport.parity.inputs import Inputs, make_inputs, predicts
 from mbexport.parity.limits import Terms
-from mbexport.parity.packed import packable
 from mbexport.parity.record import record
 from mbexport.parity.report import GraphParity, ParityReport
-from mbexport.parity.runners import Counter, Foreign, graph_runner
-from mbexport.parity.search import Search
 from mbexport.parity.subjects import Subject, SubjectGraph, most_exact, open_subject
 from mbexport.texts import Text
 

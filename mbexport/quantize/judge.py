@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from mbexport.manifest import Manifest
 from mbexport.parity.figures import units
-from mbexport.parity.memory import MemoryGraph
-from mbexport.parity.rounding import with_barriers
+from mbexport.parity.graphs.memory import MemoryGraph
+from mbexport.parity.graphs.rounding import with_barriers
 from mbexport.quantize.quality import Quality, measure
 from mbexport.quantize.samples import Sample
 from mbexport.runtime.heads import pool

@@ -15,7 +15,7 @@ from mbexport.files import Progress
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.products import ObservedProducts
 from mbexport.graph.sites import encoder_sites
-from mbexport.parity.memory import MemoryGraph
+from mbexport.parity.graphs.memory import MemoryGraph
 from mbexport.version import __version__
 
 FloatArray = npt.NDArray[np.float32]

@@ -14,9 +14,11 @@ from mbexport import export_onnx
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.bundle.write import write_bundle
 from mbexport.checkpoint.load import Checkpoint, load_checkpoint
-from mbexport.parity.diagnosis import CAUSES, GraphTaps, diagnose
-from mbexport.parity.diagnosis.torch_taps import TorchTaps
-from mbexport.parity.references import TorchReference
+from mbexport.parity.diagnosis.by_stages import diagnose
+from mbexport.parity.diagnosis.causes import CAUSES
+from mbexport.parity.diagnosis.graph_taps import GraphTaps
+from mbexport.parity.pytorch.reference import TorchReference
+from mbexport.parity.pytorch.taps import TorchTaps
 from mbexport.parity.report import Diagnosis
 from mbexport.parity.samples import TEXTS, Case, build_cases
 from mbexport.runtime.text import TextEncoder

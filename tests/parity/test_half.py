@@ -20,7 +20,7 @@ from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.rows import MOST_SCORE
 from mbexport.parity import own as own_run
-from mbexport.parity.rounding import RoundedGraph
+from mbexport.parity.graphs.rounding import RoundedGraph
 from mbexport.precision import half
 from tests.checkpoints import (
     EXAMPLE,

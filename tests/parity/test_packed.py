@@ -18,7 +18,7 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import GraphError, InputError
 from mbexport.graph.encoder import build_graph
-from mbexport.parity.rounding import RoundedGraph
+from mbexport.parity.graphs.rounding import RoundedGraph
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits
 from mbexport.runtime.forward import Outputs, forward, lay_out

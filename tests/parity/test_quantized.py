@@ -18,7 +18,7 @@ from mbexport.graph.encoder import build_graph
 from mbexport.graph.products import Entered, Products
 from mbexport.graph.qdq import MOST_CODE, sum_unit
 from mbexport.graph.sites import Site, encoder_sites
-from mbexport.parity.rounding import RoundedGraph
+from mbexport.parity.graphs.rounding import RoundedGraph
 from mbexport.precision import half
 from mbexport.precision.codes import to_codes, to_fp8
 from mbexport.precision.half import HalfWeights

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbexport.parity.blackbox import failing_words, has_blind_places
+from mbexport.parity.diagnosis.by_outputs import failing_words, has_blind_places
 from mbexport.parity.figures import Outputs, compare
 from mbexport.parity.limits import Terms, limits_of
 from mbexport.parity.report import Diagnosis, Fault, GraphParity, InputFigures, OwnError, ParityReport, StageError

@@ -16,7 +16,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.sites import encoder_sites
-from mbexport.parity.memory import MemoryGraph
+from mbexport.parity.graphs.memory import MemoryGraph
 from mbexport.precision.integer import quantized_sites
 from mbexport.precision.smooth import SmoothedTensors
 from mbexport.precision.strength import choose, smoothing

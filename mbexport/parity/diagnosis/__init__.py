@@ -2,10 +2,3 @@
 
 Begin with :mod:`mbexport.parity.diagnosis.search`.
 """
-
-from mbexport.parity.diagnosis.causes import CAUSES, UNKNOWN
-from mbexport.parity.diagnosis.graph_taps import GraphTaps
-from mbexport.parity.diagnosis.search import diagnose
-from mbexport.parity.diagnosis.taps import Taps, TapSource
-
-__all__ = ["CAUSES", "UNKNOWN", "GraphTaps", "TapSource", "Taps", "diagnose"]

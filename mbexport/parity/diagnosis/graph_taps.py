@@ -17,8 +17,8 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import TAPS
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps, answer_outputs
 from mbexport.parity.figures import FloatArray, units
-from mbexport.parity.memory import MemoryGraph
-from mbexport.parity.rounding import rounded
+from mbexport.parity.graphs.memory import MemoryGraph
+from mbexport.parity.graphs.rounding import rounded
 from mbexport.parity.samples import Case, places_of
 from mbexport.runtime.backends.interface import POSITION_IDS
 
@@ -43,7 +43,7 @@ class GraphTaps:
         precision: as the manifest names it.
         spec: the model.
         outputs: names of the outputs that are compared; None for those that mbexport's graphs have.
-        values: what :func:`mbexport.parity.diagnosis.by_value.find_values` found in a graph that names none.
+        values: what :func:`mbexport.parity.diagnosis.values.find_values` found in a graph that names none.
 
     Attributes:
         modules: those whose results the graph names.

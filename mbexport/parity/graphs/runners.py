@@ -10,9 +10,9 @@ from mbexport.errors import BackendError, InputError
 from mbexport.files import Progress
 from mbexport.manifest import Manifest
 from mbexport.parity.figures import FloatArray, units
-from mbexport.parity.memory import FileGraph
-from mbexport.parity.packed import packed_runner
-from mbexport.parity.rounding import RoundedGraph
+from mbexport.parity.graphs.memory import FileGraph
+from mbexport.parity.graphs.packed import packed_runner
+from mbexport.parity.graphs.rounding import RoundedGraph
 from mbexport.parity.samples import Case, IntArray
 from mbexport.parity.subjects import SubjectGraph
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend

@@ -9,11 +9,11 @@ import torch
 
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.parity.figures import FloatArray, Outputs, compare
+from mbexport.parity.graphs.runners import Counter
 from mbexport.parity.inputs import Inputs
 from mbexport.parity.limits import Terms
-from mbexport.parity.references import TorchReference
+from mbexport.parity.pytorch.reference import TorchReference
 from mbexport.parity.report import OwnError
-from mbexport.parity.runners import Counter
 
 # Tokens of the longest input of PyTorch's own run in float16 on a CPU, which has no FP16 products there and takes
 # several times as long as in float32 (22 layers of 768: 24 s for four texts of 512 tokens, float32 10 s; two cores of

@@ -178,8 +178,8 @@ def _candidates(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint | None)
 
 def _models(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[_Candidate]:
     """PyTorch as other models would be."""
-    from mbexport.parity.references import TorchReference  # --against has no need of PyTorch
-    from mbexport.parity.variants import Altered, Variant, variants
+    from mbexport.parity.pytorch.reference import TorchReference  # --against has no need of PyTorch
+    from mbexport.parity.pytorch.variants import Altered, Variant, variants
 
     reference = TorchReference(checkpoint, "sdpa")
 

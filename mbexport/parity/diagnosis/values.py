@@ -14,7 +14,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.diagnosis.graph_taps import Value, give, load_plain
 from mbexport.parity.diagnosis.taps import Stage, Taps, TapSource, cut, stages_of
 from mbexport.parity.figures import FloatArray
-from mbexport.parity.memory import MemoryGraph
+from mbexport.parity.graphs.memory import MemoryGraph
 from mbexport.parity.samples import Case
 
 MOST_TOKENS = 512  # of the inputs: all values of the graph are held in memory

@@ -13,7 +13,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.diagnosis.scene import JOINED
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps
 from mbexport.parity.figures import FloatArray
-from mbexport.parity.references import TorchReference
+from mbexport.parity.pytorch.reference import TorchReference
 from mbexport.parity.samples import Case, places_of
 
 ENTERING = {"attended": "Wo", "gated": "Wo"}  # what is no module's result enters one

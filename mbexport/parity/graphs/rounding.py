@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from mbexport.parity.memory import MemoryGraph
+from mbexport.parity.graphs.memory import MemoryGraph
 
 HALF = ir.DataType.FLOAT16
 # Operators that only move values, or make none of their own: nothing is narrowed there.
