@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from mbexport import export_onnx, validate
 from mbexport.cli import main
 from mbexport.parity.report import Fault
-from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint, torch_model, torch_output
+from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint, torch_model, torch_output
 from tests.inputs import allowed_error, error, padded_batch
 from tests.interop.test_interop import ROOT, with_tokenizer
 
@@ -160,6 +160,19 @@ def test_a_tampered_export_fails_with_the_cause(tamper: Any, cause: str, tmp_pat
     )
     assert result.exit_code == 1
     assert json.loads(result.stdout)["graphs"][0]["diagnosis"]["faults"][0]["cause"] == cause
+
+
+def test_a_fault_is_found_behind_its_optimizations(tmp_path: Path) -> None:
+    """With --optimize O2 sums and norms are one operator; here of an export with another window."""
+    checkpoint = with_tokenizer(tmp_path / "checkpoint")
+    right = exported(checkpoint, tmp_path / "right", "text-classification", "--optimize", "O2")
+    assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(right / "model.onnx").graph.node}
+    assert validate(right, checkpoint=checkpoint, max_length=LENGTH, bisect=True).passed
+    edit_config(checkpoint, lambda config: config.update(local_attention=126))
+    narrow = exported(checkpoint, tmp_path / "narrow", "text-classification", "--optimize", "O2")
+    edit_config(checkpoint, lambda config: config.update(local_attention=128))
+    (window,) = faults(narrow, checkpoint)
+    assert (window.cause, window.stages) == ("window", ("layers.1.attn", "layers.2.attn"))
 
 
 def test_other_weights_fail_without_a_cause(tmp_path: Path) -> None:
