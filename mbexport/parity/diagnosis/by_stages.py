@@ -28,6 +28,7 @@ MOST_TOKENS = 4096  # of a case that is searched: the values of all modules are 
 OWN_LIMIT = {"fp32": 1e-4, "fp16": 2e-2}
 QUANTIZED_LIMIT = 0.25
 OUTLIER, OUTLIER_FROM = 8.0, 0.2  # times the median of stages of its kind; from that share of the limit on
+ENOUGH_ALIKE = 3  # stages of a kind
 MOST_BYTES = 2**30  # of the values inside stages that are searched at once
 LARGEST_HALF = 65_504.0
 BETTER = 0.1  # share of the error that a cause may leave
@@ -104,13 +105,17 @@ class _Search:
         own = [self._own(stage, expected, alone) for stage in stages]
         errors = []
         for stage, error in zip(stages, own, strict=True):
-            kind = [other for it, other in zip(stages, own, strict=True) if it.kind == stage.kind]
-            usual = max(OUTLIER * float(np.median(kind)), OUTLIER_FROM * self.limit)
-            limit = min(self.limit, usual) if len(kind) > 2 else self.limit
+            alike = [other for it, other in zip(stages, own, strict=True) if it.kind == stage.kind]
             come = stage.total or stage.parts[-1]
             accumulated = self._error(stage, expected, expected[come], whole[come])
-            errors.append(StageError(stage.name, stage.kind, error, accumulated, limit))
+            errors.append(StageError(stage.name, stage.kind, error, accumulated, self._limit_among(alike)))
         return tuple(errors)
+
+    def _limit_among(self, alike: Sequence[float]) -> float:
+        """What a stage's error may be among those of its kind; where values are rounded or codes, no far outlier."""
+        if self.precision == "fp32" or len(alike) < ENOUGH_ALIKE:
+            return self.limit
+        return min(self.limit, max(OUTLIER * float(np.median(alike)), OUTLIER_FROM * self.limit))
 
     def _own(self, stage: Stage, expected: Taps, alone: Taps) -> float:
         names = [stage.parts[-1], *([stage.total] if stage.total in alone else [])]
