@@ -208,6 +208,9 @@ def test_validate_judges_packed_graphs(sees_others: bool, tmp_path: Path) -> Non
     (packed,) = (graph for graph in report.graphs if graph.file == PACKED)
     assert set(packed.by_padding) == {"none", "right"}
     assert packed.overall.rows > 40
+    if sees_others:
+        assert packed.diagnosis is not None
+        assert {fault.kind for fault in packed.diagnosis.faults} == {"global attention"}
 
 
 def test_rows_may_be_longer_than_the_tables_of_positions(tmp_path: Path) -> None:

@@ -37,22 +37,19 @@ class Search:
     def look(self, graph: SubjectGraph, suspect: Suspect) -> Diagnosis:
         """Where a graph goes wrong, or that it does not: by its stages; by its outputs, where those say too little."""
         by_stages, refusal = self._within(graph, suspect)
-        causes = {fault.cause for fault in by_stages.faults} if by_stages is not None else set()
         if by_stages is not None:
-            leaves_open = causes <= {UNKNOWN} or (graph.is_foreign and causes <= SETTINGS)
-            if suspect.parity.passed or not leaves_open:
+            causes = {fault.cause for fault in by_stages.faults}
+            if suspect.parity.passed or not (causes <= {UNKNOWN} or (graph.is_foreign and causes <= SETTINGS)):
                 return by_stages
+            if not causes:
+                return replace(by_stages, conclusion=f"{by_stages.conclusion}; {_elsewhere(graph, suspect)}")
         checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
         by_outputs = explain(suspect, self._spec, checkpoint, self._trying)
         if by_stages is None:
             return replace(by_outputs, conclusion=by_outputs.conclusion + refusal)
-        if by_outputs.faults:
-            faults = by_outputs.faults + by_stages.faults
-            return replace(by_stages, faults=faults, conclusion=by_outputs.conclusion)
-        if by_stages.faults:
+        if not by_outputs.faults:
             return by_stages
-        where = failing_words(suspect.parity.inputs, suspect.limit)
-        return replace(by_stages, conclusion=f"{by_stages.conclusion}; of the whole graph, {where}")
+        return replace(by_stages, faults=by_outputs.faults + by_stages.faults, conclusion=by_outputs.conclusion)
 
     def _within(self, graph: SubjectGraph, suspect: Suspect) -> tuple[Diagnosis | None, str]:
         """What the graph's inner values show; None where they cannot be seen, and what prevents it."""
@@ -78,6 +75,14 @@ class Search:
         from mbexport.parity.pytorch.taps import TorchTaps  # --against has no need of PyTorch
 
         return TorchTaps(TorchReference(self._reference, "sdpa"), self._spec)
+
+
+def _elsewhere(graph: SubjectGraph, suspect: Suspect) -> str:
+    """What is left where all stages of a graph that fails are right."""
+    where = failing_words(suspect.parity.inputs, suspect.limit)
+    if graph.is_packed:
+        return f"they were looked at in rows of one text, so it fails where rows hold several: {where}"
+    return f"they were computed as they are written, so it fails in how they are run, or elsewhere: {where}"
 
 
 def case_to_look_at(suspect: Suspect) -> Case:
