@@ -240,6 +240,7 @@ def with_skip_norms(model: ir.Model) -> None:
         model.graph.insert_before(norm, fused)
         norm.outputs[0].replace_all_uses_with(fused.outputs[0])
         found.outputs[0].replace_all_uses_with(fused.outputs[3])
+        model.graph.remove([norm, found, biased], safe=True)
     model.graph.opset_imports["com.microsoft"] = 1
 
 
