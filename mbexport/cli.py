@@ -203,7 +203,7 @@ def trt(  # noqa: PLR0913 (one parameter an option)
 )
 @click.option(
     "--bisect", is_flag=True,
-    help="Look into every graph layer by layer, also into INT8 ones; without it, into those that fail.",
+    help="Look into every graph layer by layer, also into INT8 ones; without it, into FP16 ones and those that fail.",
 )  # fmt: skip
 @click.option("--report", type=DIRECTORY, help="Directory for the report: parity.json, and parity.html for people.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -90,7 +90,8 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         reference: ``auto``, ``flash_attention_2``, ``sdpa`` or ``eager``; PyTorch's attention.
         texts: what to compare on; None for the set that mbexport brings.
         max_length: no inputs longer than this; PyTorch's memory grows with its square.
-        bisect: look into every graph layer by layer, not only where one fails; into quantized ones, too.
+        bisect: look into every graph layer by layer, not only a bundle's FP16 ones and those that fail; into
+            quantized ones, too.
         report: a directory that gets the report, as JSON and as an HTML page.
         progress: called after each forward pass.
 
@@ -105,10 +106,12 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         MissingExtraError: the extra ``validate`` is not installed (``export`` is enough for ``against``).
     """
     if (checkpoint is None) == (against is None):
-        found = "neither" if checkpoint is None else "both"
-        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} of them is given")
+        found = "neither of them is" if checkpoint is None else "both of them are"
+        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} given")
     if checkpoint is None and base is not None:
         raise InputError("--base is the base model of a --checkpoint that is an adapter; leave it out with --against")
+    if checkpoint is None and reference != "auto":
+        raise InputError(f"--reference {reference} is a way to run a --checkpoint; leave it out with --against")
     needed = ("torch", "transformers") if checkpoint is not None else ()
     require(*needed, "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint

@@ -24,6 +24,10 @@ HALF_FACTOR = 2.0
 # FP16 moves its logits by 1e-3 to 5e-3 of their spread, whatever computes them.
 HALF_LIMIT, LEAST_COSINE, LEAST_AGREEMENT = 2e-2, 0.9999, 0.999
 
+# However bad PyTorch's own run is, a graph worse than this does not compute the model: where float16 destroys its
+# answers, twice as bad as PyTorch would let anything pass.
+WORST_HALF, WORST_COSINE, WORST_AGREEMENT = 0.1, 0.9, 0.95
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -63,10 +67,12 @@ def limits_of(terms: Terms, spread: float, outputs: int, predictions: int) -> di
     own = terms.own if terms.own is not None and math.isfinite(terms.own.max_error) else None
     error, cosine, agreement = HALF_LIMIT * spread, LEAST_COSINE, LEAST_AGREEMENT
     if own is not None:
-        error, cosine = HALF_FACTOR * own.max_error, min(cosine, 1 - HALF_FACTOR**2 * (1 - own.cosine))
+        error = min(WORST_HALF * spread, HALF_FACTOR * own.max_error)
+        cosine = max(WORST_COSINE, min(cosine, 1 - HALF_FACTOR**2 * (1 - own.cosine)))
         if own.agreement is not None and predictions:
             # One prediction may always be another: the largest error alone says whether that was a tie.
-            agreement = min(agreement, 1 - max(HALF_FACTOR * (1 - own.agreement), 1 / predictions))
+            others = min(HALF_FACTOR * (1 - own.agreement), 1 - WORST_AGREEMENT)
+            agreement = min(agreement, 1 - max(others, 1 / predictions))
     limits = {"max_error": max(ABSOLUTE_LIMIT, error)}
     limits |= {"cosine": cosine} if outputs > 2 else {}
     return limits | ({"agreement": agreement} if predictions else {})

@@ -14,7 +14,7 @@ import pytest
 from mbexport import export_onnx, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.errors import InputError
-from mbexport.parity import search
+from mbexport.parity.diagnosis import search
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 from tests.foreign import foreign
 from tests.parity.test_mutations import ignore_the_mask, mutant, replacing
@@ -53,6 +53,32 @@ def test_a_mutant_fails_and_the_difference_of_the_configurations_is_noted(
     edit_config(bundle, lambda config: config.update(local_attention=126))
     (note,) = validate(bundle, against=tiny_bundle, max_length=LENGTH).notes
     assert "differ in half_window" in note
+
+
+def test_a_reference_that_names_none_of_its_values(tiny: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Nothing inside can be compared then, and the report says why."""
+    bundle = mutant(tiny, replacing(half_window=63), tmp_path / "mutant")
+    folder = foreign(tiny_bundle, tmp_path / "theirs", lambda model: model.ClearField("metadata_props"))
+    other = foreign(bundle, tmp_path / "others", lambda model: model.ClearField("metadata_props"))
+    for subject in (bundle, other):
+        report = validate(subject, against=folder, max_length=LENGTH)
+        assert not report.passed
+        for graph in report.graphs:
+            assert graph.diagnosis is not None
+            assert "the reference, does not say which of its own are" in graph.diagnosis.conclusion
+
+
+def test_a_reference_in_half_precision_finds_no_fault_in_a_right_graph(tiny: Path, tmp_path: Path) -> None:
+    export_onnx(tiny, tmp_path / "bundle")
+    ensure_half_graph(tmp_path / "bundle", "fp16")
+    report = validate(tmp_path / "bundle", against=tmp_path / "bundle/onnx/model_fp16.onnx", max_length=66, bisect=True)
+    assert report.passed
+    assert all(graph.diagnosis is not None and graph.diagnosis.stages for graph in report.graphs)
+
+
+def test_an_implementation_of_pytorch_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="--reference eager is a way to run a --checkpoint"):
+        validate(tiny_bundle, against=tiny_bundle, reference="eager")
 
 
 def test_the_search_needs_no_pytorch(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mbexport import validate
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.parity import search
+from mbexport.parity.diagnosis import search
 from mbexport.parity.report import Fault, GraphParity
 from tests.checkpoints import edit_config, save_checkpoint
 from tests.foreign import behind_output, foreign

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -170,6 +171,79 @@ def test_a_graph_that_names_none_of_its_values(graph: str, examined: Examined, g
     assert (pooling.stages, pooling.cause) == (("pooling",), "padding in the mean")
     attention = nameless(without_mask).faults[0]
     assert (attention.cause, len(attention.stages)) == ("mask dropped", examined.spec.num_layers)
+
+
+def subtracted(model: ir.Model) -> None:
+    """The residual stream as no search expects it: the negative of each result is subtracted."""
+    model.metadata_props.clear()
+    for number, found in enumerate([node for node in model.graph if (node.name or "").endswith("_residual")]):
+        stream, update = found.inputs
+        assert stream is not None
+        assert update is not None
+        negative = ir.node("Neg", [update])
+        difference = ir.node("Sub", [stream, negative.outputs[0]])
+        negative.outputs[0].name, difference.outputs[0].name = f"negative_{number}", f"difference_{number}"
+        model.graph.insert_before(found, [negative, difference])
+        found.outputs[0].replace_all_uses_with(difference.outputs[0])
+
+
+def test_no_stage_is_blamed_for_what_went_wrong_before_it(examined: Examined, graphs: Path, tmp_path: Path) -> None:
+    """A stage whose input cannot be told from other values is not judged, and the report says so."""
+    weights = examined.checkpoint.weights
+
+    def searched(file: Path) -> Diagnosis:
+        found = diagnose(file, "fp32", examined.case, examined.spec, examined.reference, weights)
+        assert found is not None
+        return found
+
+    right = searched(edited(graphs, PORTABLE, subtracted))
+    assert not right.faults
+    assert "told apart" not in right.conclusion
+    bundle = exported(transposed, tmp_path)
+    edit(bundle / PORTABLE, subtracted)
+    wrong = searched(bundle / PORTABLE)
+    assert not wrong.faults
+    assert "what enters or leaves layers.3.attn and 8 more could not be told apart" in wrong.conclusion
+    assert wrong.stages[-1].name == "layers.2.mlp"
+
+
+def test_a_bias_within_a_fused_norm_belongs_to_the_product(tmp_path: Path) -> None:
+    """ONNX Runtime's optimizer adds a bias, the residual stream and both together in one operator."""
+    directory = save_checkpoint(tmp_path / "checkpoint", attention_bias=True, mlp_bias=True, norm_bias=True)
+    checkpoint = load_checkpoint(directory)
+    spec = checkpoint.spec
+    export_onnx(directory, tmp_path / "bundle")
+    edit(tmp_path / "bundle" / PORTABLE, with_skip_norms)
+    reference = TorchTaps(TorchReference(checkpoint, "sdpa"), spec)
+    ids = np.random.default_rng(0).integers(3, 512, (2, 70))
+    case = Case(70, ids, np.ones_like(ids), ("none", "none"))
+    found = diagnose(tmp_path / "bundle" / PORTABLE, "fp32", case, spec, reference, checkpoint.weights)
+    assert found is not None
+    assert not found.faults
+    assert len(found.stages) == 2 * spec.num_layers + 4
+
+
+def with_skip_norms(model: ir.Model) -> None:
+    """MLP results, their biases and the stream are added in the operator that normalizes; it gives the sum, too."""
+    model.metadata_props.clear()
+    for found in [node for node in model.graph if (node.name or "").endswith("mlp_residual")]:
+        stream, update = found.inputs
+        assert stream is not None
+        assert update is not None
+        biased = update.producer()
+        norm = next(user for user, _ in found.outputs[0].uses() if user.op_type == "LayerNormalization")
+        assert biased is not None
+        assert biased.op_type == "Add"
+        attributes = {"epsilon": norm.attributes["epsilon"].as_float()}
+        inputs = [stream, biased.inputs[0], *norm.inputs[1:3], biased.inputs[1]]
+        fused = ir.node("SkipLayerNormalization", inputs, attributes, domain="com.microsoft", num_outputs=4)
+        for number, value in enumerate(fused.outputs):
+            value.name = f"{norm.name}_fused_{number}" if number in (0, 3) else ""
+        model.graph.insert_before(norm, fused)
+        norm.outputs[0].replace_all_uses_with(fused.outputs[0])
+        found.outputs[0].replace_all_uses_with(fused.outputs[3])
+        model.graph.remove([norm, found, biased], safe=True)
+    model.graph.opset_imports["com.microsoft"] = 1
 
 
 def test_a_graph_of_another_model_is_not_searched(examined: Examined, tmp_path: Path) -> None:

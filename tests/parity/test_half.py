@@ -19,11 +19,13 @@ from mbexport.bundle.half import ensure_half_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import InputError, PrecisionError
 from mbexport.graph.rows import MOST_SCORE
-from mbexport.parity import own as own_run
 from mbexport.parity.graphs.rounding import RoundedGraph
+from mbexport.parity.limits import within
+from mbexport.parity.pytorch import own as own_run
 from mbexport.precision import half
 from tests.checkpoints import (
     EXAMPLE,
+    copy_example,
     edit_config,
     edit_tensors,
     save_checkpoint,
@@ -463,3 +465,18 @@ def test_validate_finds_a_fault_of_the_fp16_graph_alone(tmp_path: Path) -> None:
     report = validate(tmp_path / "bundle", checkpoint=checkpoint, max_length=300)
     assert [graph.passed for graph in report.graphs] == [True, True, False]
     assert not report.passed
+
+
+def test_a_window_off_by_one_fails_though_it_costs_less_than_rounding_may(tmp_path: Path) -> None:
+    """The example's outputs keep their limits with it; a layer's do not, so stages are looked at unasked."""
+    copy = copy_example(tmp_path / "checkpoint")
+    edit_config(copy, lambda config: config.update(local_attention=126))
+    bundle = half_bundle(copy, tmp_path / "bundle")
+    report = validate(bundle, checkpoint=EXAMPLE, max_length=129)
+    parity = next(parity for parity in report.graphs if parity.file == FP16)
+    assert within(parity.overall, parity.limits)
+    assert not parity.passed
+    assert parity.diagnosis is not None
+    assert parity.diagnosis.faults[0].cause == "window"
+    right = validate(half_bundle(EXAMPLE, tmp_path / "right"), checkpoint=EXAMPLE, max_length=129)
+    assert right.passed

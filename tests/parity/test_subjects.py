@@ -18,7 +18,7 @@ from mbexport import export_onnx, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.cli import main
 from mbexport.errors import BundleError, InputError
-from mbexport.parity import search
+from mbexport.parity.diagnosis import search
 from tests.checkpoints import ENCODER, save_checkpoint
 from tests.foreign import behind_output, foreign
 from tests.parity.test_heads import VARIANTS as HEADS

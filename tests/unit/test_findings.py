@@ -91,6 +91,10 @@ OWN = OwnError("PyTorch", 0.01, 0.9999, 0.99)
             {"max_error": 1e-5, "cosine": 0.9999, "agreement": 0.998},
         ),
         (
+            Terms(is_half=True, own=OwnError("destroyed", 30.0, -0.5, 0.1)),  # as bad as it, nothing would fail
+            {"max_error": 1.0, "cosine": 0.9, "agreement": 0.95},
+        ),
+        (
             Terms(is_half=True, own=OwnError("overflows", math.inf, math.nan, 0.5)),  # says nothing
             {"max_error": 0.2, "cosine": 0.9999, "agreement": 0.999},
         ),

@@ -64,7 +64,7 @@ def explain(
     """
     failing = suspect.failing()
     where = failing_words(suspect.parity.inputs, suspect.limit)
-    unknown = "the graph does not say which of its inner values are which, so that no layer can be named"
+    unknown = "which of its inner values are which is not known, so that no layer can be named"
     if not failing:
         return Diagnosis(_inputs(suspect, range(len(suspect.outputs.cases))), (), (), f"{where}; {unknown}")
     faults = [_refusal(suspect)] if suspect.refused else []

@@ -68,18 +68,37 @@ def diagnose(
     if not graph.modules:
         values = find_values(file, case, spec, reference)
         graph = GraphTaps(file, precision, spec, outputs=outputs, values=values)
-    stages = tuple(stage for stage in stages_of(spec) if stage.parts[-1] in graph.modules or stage.parts[-1] == OUTPUTS)
+    stages = tuple(stage for stage in stages_of(spec) if _can_be_alone(stage, graph))
     if len(stages) < 3:
         return None
     if graph.packs:
         case = packable(case, None)[0]
     case = cut(case, MOST_TOKENS)
+    if isinstance(reference, GraphTaps) and precision == "fp32":
+        precision = reference.precision  # what is held against rounded values may be off by their rounding
     search = _Search(graph, precision, case, spec, reference, weights)
     errors = search.stage_errors(stages)
     faults = search.explain([stage for stage, error in zip(stages, errors, strict=True) if error.faulty])
     merged = _merge(faults)
     inputs = f"{len(case.input_ids)} texts of {case.length} tokens, padding: {', '.join(dict.fromkeys(case.paddings))}"
-    return Diagnosis(inputs, errors, merged, _conclusion(merged, errors))
+    unseen = [stage.name for stage in stages_of(spec) if stage not in stages]
+    return Diagnosis(inputs, errors, merged, _conclusion(merged, errors) + _unseen_words(unseen))
+
+
+def _can_be_alone(stage: Stage, graph: GraphTaps) -> bool:
+    """Whether a stage can be given the reference's input and its result be seen.
+
+    One whose input is not to be told from other values would be blamed for what goes wrong before it.
+    """
+    needed = {stage.given, stage.parts[-1], stage.total} - {None, OUTPUTS}
+    return needed <= graph.modules
+
+
+def _unseen_words(unseen: Sequence[str]) -> str:
+    if not unseen:
+        return ""
+    more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
+    return f"; what enters or leaves {unseen[0]}{more} could not be told apart from the graph's other values"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mbexport.parity.samples import Case, places_of
 from mbexport.runtime.backends.interface import POSITION_IDS
 
 HALF = ("fp16",)  # precisions whose every value has to be rounded on a CPU
+PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 SKIP_NORM, SUM_OUTPUT = "SkipLayerNormalization", 3  # ONNX Runtime's; that output is the sum before the norm
 POSITIONS = "positions"  # the input of a graph whose outputs are of chosen tokens only
 
@@ -46,6 +47,8 @@ class GraphTaps:
         values: what :func:`mbexport.parity.diagnosis.values.find_values` found in a graph that names none.
 
     Attributes:
+        file: the graph's.
+        precision: the graph's.
         modules: those whose results the graph names.
         packs: whether its rows hold several texts; here they hold one, without padding before or within it.
 
@@ -62,7 +65,7 @@ class GraphTaps:
         outputs: tuple[str, ...] | None = None,
         values: Mapping[str, Value] | None = None,
     ) -> None:
-        self._file, self._rounds, self._spec = file, precision in HALF, spec
+        self.file, self.precision, self._rounds, self._spec = file, precision, precision in HALF, spec
         self._outputs, self._is_foreign = outputs or answer_outputs(spec), values is not None
         model = ir.load(file)
         named = json.loads(model.metadata_props.get(TAPS) or "{}")
@@ -80,7 +83,7 @@ class GraphTaps:
             modules: paths.
             given: results of modules that all others are to read in the place of the graph's own.
         """
-        model = load_plain(self._file)
+        model = load_plain(self.file)
         if self._rounds:
             model = rounded(model, is_foreign=self._is_foreign)
         values = {value.name: value for node in model.graph for value in node.outputs}
@@ -100,7 +103,7 @@ class GraphTaps:
             inputs[POSITIONS] = places
         answers = self._outputs if OUTPUTS in modules else ()
         names = [*answers, *(value.name or "" for value in wanted.values())]
-        found = MemoryGraph(model, self._file.parent).run(case.input_ids, case.attention_mask, names, inputs)
+        found = MemoryGraph(model, self.file.parent).run(case.input_ids, case.attention_mask, names, inputs)
         taps: Taps = {}
         for name, array in zip(wanted, found[len(answers) :], strict=True):
             taps |= _apart(name, self._of_texts(name, array, case).astype(np.float32))
@@ -158,10 +161,14 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     x, skip, weight, *further = node.inputs
     further += [None] * (2 - len(further))
     norm_bias, bias = further
-    added = ir.node("Add", [x, skip], name=f"{node.name}_sum")
-    nodes = [added]
-    if bias is not None:
-        nodes.append(ir.node("Add", [added.outputs[0], bias], name=f"{node.name}_bias"))
+    nodes = []
+    if bias is not None:  # that of the product that is added: with it, it is the module's result
+        maker = x.producer() if x is not None else None
+        stream, product = (skip, x) if maker is not None and maker.op_type in PRODUCTS else (x, skip)
+        nodes.append(ir.node("Add", [product, bias], name=f"{node.name}_bias"))
+        nodes[0].outputs[0].name = f"{node.name}_biased"
+        x, skip = stream, nodes[0].outputs[0]
+    nodes.append(ir.node("Add", [x, skip], name=f"{node.name}_sum"))
     total = nodes[-1].outputs[0]
     total.name = f"{node.name}_total"
     epsilon = node.attributes["epsilon"].as_float()

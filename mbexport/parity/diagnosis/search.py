@@ -55,6 +55,8 @@ class Search:
         """What the graph's inner values show; None where they cannot be seen, and what prevents it."""
         if suspect.refused:
             return None, ""
+        if isinstance(self._source, GraphTaps) and not self._source.modules:
+            return None, f": {self._source.file}, the reference, does not say which of its own are"
         weights = self._reference.weights if isinstance(self._reference, Checkpoint) else None
         case = case_to_look_at(suspect)
         try:

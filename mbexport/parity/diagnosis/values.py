@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.parity.diagnosis.graph_taps import Value, give, load_plain
+from mbexport.parity.diagnosis.graph_taps import PRODUCTS, Value, give, load_plain
 from mbexport.parity.diagnosis.taps import Stage, Taps, TapSource, cut, stages_of
 from mbexport.parity.figures import FloatArray
 from mbexport.parity.graphs.memory import MemoryGraph
@@ -20,7 +21,7 @@ from mbexport.parity.samples import Case
 MOST_TOKENS = 512  # of the inputs: all values of the graph are held in memory
 SAME = 0.05  # error, as a share of their size, up to which values are a module's result; others are off by more than 1
 STREAM = "embeddings.norm"
-PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
+ADDITIONS = ("Add", "Sum")
 WHOLE = {part: whole for whole, parts in SEPARATED.items() for part in parts}
 
 
@@ -43,7 +44,7 @@ def find_values(file: Path, case: Case, spec: ModelSpec, reference: TapSource) -
         BackendError: ONNX Runtime cannot run the graph.
     """
     stages = stages_of(spec)
-    case = cut(case, MOST_TOKENS)
+    case = _beginning(case)
     modules = {part for stage in stages for part in (*stage.parts, stage.total) if part}
     expected = _joined(reference.taps(case, modules))
     values = _all_values(file, case, {})
@@ -59,6 +60,15 @@ def find_values(file: Path, case: Case, spec: ModelSpec, reference: TapSource) -
             found[module] = name
     named = _by_position(load_plain(file), found, stages)
     return {module: Value(name, ir.DataType.from_numpy(values[name].dtype)) for module, name in named.items()}
+
+
+def _beginning(case: Case) -> Case:
+    """So few tokens that all scores between them can be held, which grow with the square of a text's length."""
+    if case.length <= MOST_TOKENS:
+        return cut(case, MOST_TOKENS)
+    first = cut(case, 1)  # which begins with real tokens: padding on the left stands further below
+    ids, mask = first.input_ids[:, :MOST_TOKENS], first.attention_mask[:, :MOST_TOKENS]
+    return replace(first, length=MOST_TOKENS, input_ids=ids, attention_mask=mask)
 
 
 def _joined(taps: Taps) -> Taps:
@@ -122,7 +132,7 @@ def _follow(model: ir.Model, start: str, stages: tuple[Stage, ...]) -> dict[str,
 
 def _addition(node: ir.Node, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """What a node adds to the stream, and the sum; None where it does not."""
-    if node.op_type != "Add":
+    if node.op_type not in ADDITIONS:
         return None
     other = [value for value in node.inputs if value is not None and value is not stream]
     return (other[0], node.outputs[0]) if len(other) == 1 and other[0].producer() is not None else None
@@ -132,9 +142,13 @@ def _by_position(model: ir.Model, found: dict[str, str], stages: tuple[Stage, ..
     """Of stages that are wrong: what their place tells to be a norm, a joined projection, or a last product's input."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     for stage in stages:
-        if stage.total is None or stage.given not in found or stage.parts[-1] not in found:
+        if stage.given not in found:
             continue
         entering = values[found[stage.given]]
+        if stage.name == "final_norm" and (normed := _read_by(entering, "LayerNormalization")) is not None:
+            found.setdefault("final_norm", normed.name or "")
+        if stage.total is None or stage.parts[-1] not in found:
+            continue
         places: dict[str, ir.Value | None] = {}
         if stage.parts[0].endswith("norm"):
             places[stage.parts[0]] = entering = _read_by(entering, "LayerNormalization") or entering
