@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mbexport.checkpoint.load import Checkpoint
+from mbexport.errors import InputError
 from mbexport.parity.figures import FloatArray, Outputs
 from mbexport.parity.graphs.runners import Counter, graph_runner
 from mbexport.parity.inputs import Inputs
@@ -72,6 +75,7 @@ def by_graph(other: Subject, graph: SubjectGraph, inputs: Inputs, done: Counter)
         done: counts the passes.
 
     Raises:
+        InputError: its outputs are not all finite.
         BackendError: ONNX Runtime failed on it.
     """
     run = graph_runner(graph, other.manifest)
@@ -79,5 +83,10 @@ def by_graph(other: Subject, graph: SubjectGraph, inputs: Inputs, done: Counter)
     expected = []
     for case, places in zip(inputs.cases, inputs.places, strict=True):
         expected.append(run(case, places))
+        if not np.isfinite(expected[-1]).all():
+            raise InputError(
+                f"{graph.path} gives outputs that are no numbers for an input of {case.length} tokens, so nothing can "
+                "be held against it; validate it against its checkpoint first"
+            )
         done.tick("reference", case)
     return Reference(f"{graph.path}, {graph.precision}", expected, is_half=graph.precision != "fp32")

@@ -80,6 +80,8 @@ def diagnose(
     errors = search.stage_errors(stages)
     faults = search.explain([stage for stage, error in zip(stages, errors, strict=True) if error.faulty])
     merged = _merge(faults)
+    if precision != "fp32":  # rounding alone may be called a fault without a cause; what has one says more
+        merged = tuple(sorted(merged, key=lambda fault: fault.cause == UNKNOWN))
     inputs = f"{len(case.input_ids)} texts of {case.length} tokens, padding: {', '.join(dict.fromkeys(case.paddings))}"
     unseen = [stage.name for stage in stages_of(spec) if stage not in stages]
     return Diagnosis(inputs, errors, merged, _conclusion(merged, errors) + _unseen_words(unseen))

@@ -51,7 +51,7 @@ def own_error_on_cpu(
 
     Args:
         checkpoint: the model.
-        inputs: the cases; the shortest are run where all are longer.
+        inputs: the cases; some are no longer than that, as those of two and of one token are in every comparison.
         exact: the outputs in float32.
         terms: what a prediction is.
         done: counts the passes.
