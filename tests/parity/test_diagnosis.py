@@ -15,6 +15,7 @@ from mbexport import export_onnx
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.bundle.write import write_bundle
 from mbexport.checkpoint.load import Checkpoint, load_checkpoint
+from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.diagnosis.by_stages import diagnose
 from mbexport.parity.diagnosis.causes import CAUSES
 from mbexport.parity.diagnosis.graph_taps import GraphTaps
@@ -306,6 +307,19 @@ def test_mean_over_padding(graph: str, examined: Examined, graphs: Path) -> None
     found = examined.diagnosis(edited(graphs, graph, mean_over_padding), precision_of(graph))
     (fault,) = found.faults
     assert (fault.stages, fault.kind, fault.cause) == (("pooling",), "pooling", "padding in the mean")
+
+
+def test_a_cause_that_leaves_no_error_at_all(examined: Examined, tmp_path: Path) -> None:
+    """The first token's vector in the place of the mean: a copy, equal to the last bit."""
+
+    def first(spec: ModelSpec) -> ModelSpec:
+        assert spec.head is not None
+        return dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="cls"))
+
+    bundle = authored(examined.checkpoint, first, tmp_path / "bundle")
+    (fault,) = examined.diagnosis(bundle / PORTABLE, "fp32").faults
+    assert (fault.stages, fault.cause, fault.evidence) == (("pooling",), "pooling", 0.0)
+    assert fault.explanation == "what is pooled is the first place"
 
 
 def test_rotary_positions_off_by_one(examined: Examined, graphs: Path) -> None:

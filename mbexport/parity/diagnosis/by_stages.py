@@ -1,4 +1,4 @@
-"""The search: every stage is given the reference's input, wrong ones are taken apart, causes tried out."""
+"""By stages: every one is given the reference's input, wrong ones are taken apart, causes tried out."""
 
 from __future__ import annotations
 
@@ -213,16 +213,16 @@ class _Search:
         errors = self._errors(scene.stage, part, pair)
         sample = spread_sample(errors, SAMPLE, OTHERS)
         before, found = self._left(errors[sample]), pair.found[sample]
-        best = self._left_by_gain(pair, sample)
+        least, best = self._left_by_gain(pair, sample)
         for hypothesis in hypotheses(scene, part, sample):
             values = hypothesis.values.astype(np.float32)
             if values.shape == found.shape:
                 tried = _Pair(values, found)
                 left = self._left(self._errors(scene.stage, part, tried))
-                if left < (best.evidence or np.inf):
+                if left < least:
                     factors = tried.factors() if self._scales(scene.stage, part) else 1.0
-                    best = _Cause(hypothesis.cause, hypothesis.words, left, factors)
-        if (best.evidence or 0) <= min(self.limit, BETTER * before):
+                    least, best = left, _Cause(hypothesis.cause, hypothesis.words, left, factors)
+        if least <= min(self.limit, BETTER * before):
             return best
         factors = pair.factors() if self._scales(scene.stage, part) else 1.0
         if self.precision not in OWN_LIMIT:
@@ -231,11 +231,11 @@ class _Search:
         words = f"values are off by {before:.2g} of their size; nothing that was tried explains it"
         return _Cause(UNKNOWN, words, factors=factors)
 
-    def _left_by_gain(self, pair: _Pair, sample: IntArray) -> _Cause:
-        """All values some times what they should be."""
+    def _left_by_gain(self, pair: _Pair, sample: IntArray) -> tuple[float, _Cause]:
+        """The error that is left if all values are some times what they should be, and that as a cause."""
         gain = float(_gain(pair.right, pair.found))
-        left = self._left(unit_errors(np.float32(gain) * pair.right[sample], pair.found[sample]))
-        return _Cause("scale", f"values are {gain:.4g} times what they should be", left if gain else np.inf)
+        left = self._left(unit_errors(np.float32(gain) * pair.right[sample], pair.found[sample])) if gain else np.inf
+        return left, _Cause("scale", f"values are {gain:.4g} times what they should be", left)
 
     def _left(self, errors: FloatArray) -> float:
         """The error of a sample: of the worst unit, or of all together where values are rounded or codes."""

@@ -22,9 +22,8 @@ def tokens_in_words(bad: npt.NDArray[np.bool_], places: IntArray | None, case: C
         half_window: how far local attention reaches.
     """
     rows = np.flatnonzero(bad) if places is None else np.unique(places[bad] // case.length)
-    unit = "texts" if places is None else "tokens"
-    words = [f"{int(bad.sum())} of {len(bad)} {unit} of {case.length} tokens" if places is None else
-             f"{int(bad.sum())} of {len(bad)} {unit}"]  # fmt: skip
+    unit = f"texts of {case.length} tokens" if places is None else "tokens"
+    words = [f"{int(bad.sum())} of {len(bad)} {unit}"]
     padded = [case.paddings[row] for row in rows]
     if "none" in case.paddings and padded and "none" not in padded:
         words.append(f"all in rows with padding ({', '.join(dict.fromkeys(padded))})")
@@ -52,9 +51,7 @@ def channels_in_words(errors: FloatArray, heads: int) -> str:
         return "all"
     if len(numbers) <= MOST_NAMED:
         return f"channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {len(bad)}"
-    by_head = np.unique(numbers // (len(bad) // heads))
-    if heads > 1 and len(by_head) <= heads // 2:
-        return f"{len(numbers)} of {len(bad)}, in attention head{'s' if len(by_head) > 1 else ''} " + ", ".join(
-            map(str, by_head)
-        )
-    return f"{len(numbers)} of {len(bad)}"
+    words, in_heads = f"{len(numbers)} of {len(bad)}", np.unique(numbers // (len(bad) // heads))
+    if heads > 1 and len(in_heads) <= heads // 2:
+        return f"{words}, in attention head{'s' if len(in_heads) > 1 else ''} {', '.join(map(str, in_heads))}"
+    return words
