@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbexport.checkpoint.load import Checkpoint
-from mbexport.errors import InputError
+from mbexport.errors import BackendError, InputError
 from mbexport.files import Progress
 from mbexport.options import DEFAULT_MAX_LENGTH
 from mbexport.parity.described import TOKENIZER, Described, home_of, of_checkpoint, of_graphs, reconciled
@@ -16,9 +16,9 @@ from mbexport.parity.diagnosis.by_outputs import Suspect
 from mbexport.parity.diagnosis.search import Search
 from mbexport.parity.environment import environment
 from mbexport.parity.expected import Reference, by_graph, by_pytorch
-from mbexport.parity.figures import Outputs, compare
+from mbexport.parity.figures import FloatArray, Outputs, compare
 from mbexport.parity.graphs.packed import packable
-from mbexport.parity.graphs.runners import Counter, Foreign, graph_runner
+from mbexport.parity.graphs.runners import Counter, Foreign, Runner, graph_runner
 from mbexport.parity.inputs import Inputs, make_inputs, predicts
 from mbexport.parity.limits import Terms
 from mbexport.parity.record import record
@@ -133,13 +133,27 @@ class _Comparison:
             kept = [packable(case, tokens) for case, tokens in zip(cases, places, strict=True)]
             expected = [all_of[units] for all_of, (_, _, units) in zip(expected, kept, strict=True)]
             cases, places = [case for case, _, _ in kept], [tokens for _, tokens, _ in kept]
-        run = graph_runner(graph, self._subject.manifest)
+        run = self._runner(graph)
         foreign = Foreign(graph, run)
         found = []
         for case, tokens, values in zip(cases, places, expected, strict=True):
             found.append(foreign.run(case, tokens, values) if graph.is_foreign else run(case, tokens))
             self._done.tick(graph.file, case)
         return Outputs(cases, places, expected, found), foreign.refused
+
+    def _runner(self, graph: SubjectGraph) -> Runner:
+        """What runs a graph; somebody else's that is not taken stops not the comparison of those beside it."""
+        try:
+            return graph_runner(graph, self._subject.manifest)
+        except BackendError as cause:
+            if not graph.is_foreign or len(self._subject.graphs) == 1:
+                raise
+            refusal = cause
+
+        def refused(*_: object) -> FloatArray:
+            raise refusal
+
+        return refused
 
     def _terms_of(self, graph: SubjectGraph) -> Terms:
         reference = self.reference

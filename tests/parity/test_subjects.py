@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mbexport import export_onnx, validate
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.cli import main
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import BackendError, BundleError, InputError
 from mbexport.parity.diagnosis import search
 from tests.checkpoints import ENCODER, save_checkpoint
 from tests.foreign import behind_output, foreign
@@ -224,6 +224,24 @@ def test_a_graph_that_fails_on_some_lengths_is_a_finding(tiny: Path, tiny_bundle
     assert fault.cause == "does not run"
     assert "ONNX Runtime fails on inputs of 66 tokens" in fault.explanation
     assert [item.length for item in graph.inputs if item.max_error > graph.limits["max_error"]] == [66] * 4
+
+
+def test_a_graph_that_cannot_be_loaded_fails_beside_one_that_holds(
+    tiny: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "theirs"
+    foreign(tiny_bundle, folder)
+    shutil.copytree(tiny_bundle / "onnx", folder / "broken")
+    (folder / "broken" / "model.onnx_data").unlink()
+    (folder / "broken" / "model_ort.onnx").unlink()
+    report = validate(folder, checkpoint=tiny, max_length=LENGTH)
+    assert {graph.file: graph.passed for graph in report.graphs} == {"model.onnx": True, "broken/model.onnx": False}
+    broken = next(graph for graph in report.graphs if not graph.passed)
+    assert broken.diagnosis is not None
+    assert [fault.cause for fault in broken.diagnosis.faults] == ["does not run"]
+    assert "cannot be loaded by ONNX Runtime" in broken.diagnosis.conclusion
+    with pytest.raises(BackendError, match="cannot be loaded by ONNX Runtime"):
+        validate(folder / "broken" / "model.onnx", checkpoint=tiny, max_length=LENGTH)
 
 
 def test_json_of_a_foreign_graph(tiny: Path, tiny_bundle: Path, tmp_path: Path) -> None:
