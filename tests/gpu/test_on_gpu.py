@@ -138,3 +138,20 @@ def test_a_process_that_ends_with_a_loaded_model_ends_well(bundle: Path) -> None
     script = f"from mbexport.runtime import load; m = load({str(bundle)!r}, device='cuda'); print(len(m(['text'])))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "1"), result.stderr
+
+
+def test_graphs_are_as_close_to_flash_attention_as_it_is_to_float32(gpu: Device, tmp_path: Path) -> None:
+    pytest.importorskip("flash_attn", reason=f"needs flash-attn on the {gpu.name}")
+    from mbexport import export_onnx, validate
+    from mbexport.checkpoint.load import load_checkpoint
+    from tests.parity.test_mutations import MUTATIONS, mutant
+
+    export_onnx(EXAMPLE, tmp_path / "bundle")
+    report = validate(tmp_path / "bundle", checkpoint=EXAMPLE, reference="flash_attention_2", max_length=1024)
+    assert report.passed
+    assert report.reference.startswith("flash_attention_2, ")
+    assert report.half is not None
+    assert report.half.max_error > 0
+    spec = load_checkpoint(EXAMPLE).spec
+    wrong = mutant(EXAMPLE, lambda _: MUTATIONS["one theta everywhere"](spec), tmp_path / "wrong")
+    assert not validate(wrong, checkpoint=EXAMPLE, reference="flash_attention_2", max_length=1024).passed
