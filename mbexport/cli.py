@@ -360,18 +360,28 @@ def prepack(bundle: Path, precision: str, quiet: bool) -> None:
 
 @main.command()
 @click.argument("bundle", type=DIRECTORY, default=DEFAULT_BUNDLE)
+@click.option("--verify", is_flag=True, help="Compare every file with the SHA-256 that the manifest has of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @common_options
-def inspect(bundle: Path, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 (results only: nothing to silence)
-    """Show what is in BUNDLE."""
+def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
+    """Show what is in BUNDLE; with --verify, the exit code is 1 if a file is another one than the manifest says."""
     from mbexport import manifest as manifests
     from mbexport.checkpoint.load import read_bundle_spec
+    from mbexport.verifying import wrong_files
 
     manifest = manifests.read(bundle)
-    if as_json:
-        click.echo(manifest.to_json().rstrip())
+    click.echo(manifest.to_json().rstrip() if as_json else manifest_text(manifest, read_bundle_spec(bundle, manifest)))
+    if not verify:
         return
-    click.echo(manifest_text(manifest, read_bundle_spec(bundle, manifest)))
+    with progress_bar("Verifying", quiet=quiet) as progress:
+        faults = wrong_files(bundle, manifest, progress)
+    count = len(manifest.graphs) + len(manifest.weights) + len(manifest.engines)
+    for fault in faults:
+        click.echo(fault, err=True)
+    if faults:
+        click.echo(f"{bundle} is not what was exported: copy the whole bundle again, or export again", err=True)
+        sys.exit(FAILED)
+    note(f"{count} files are as the manifest says", quiet=quiet)
 
 
 @main.command()

@@ -204,6 +204,25 @@ def test_real_process_with_a_closed_pipe(example_bundle: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_inspect_verifies_every_file(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    held = run("inspect", bundle, "--verify", "--json")
+    assert (held.exit_code, json.loads(held.stdout)["task"]) == (0, "text-classification")
+    assert "3 files are as the manifest says" in held.stderr
+    with (bundle / "onnx" / "model.onnx_data").open("r+b") as weights:
+        weights.seek(10_000)
+        byte = weights.read(1)
+        weights.seek(10_000)
+        weights.write(bytes([byte[0] ^ 1]))  # a single bit; the size stays
+    (bundle / "onnx" / "model_ort.onnx").unlink()
+    result = run("inspect", bundle, "--verify")
+    assert result.exit_code == 1
+    assert "onnx/model_ort.onnx: missing\n" in result.stderr
+    assert "onnx/model.onnx_data: its SHA-256 is " in result.stderr
+    assert "onnx/model.onnx:" not in result.stderr
+    assert run("inspect", bundle).exit_code == 0  # who does not ask is told what the manifest says
+
+
 @pytest.mark.parametrize("command", ["onnx", "trt", "validate", "bench", "predict", "inspect"])
 def test_help(command: str) -> None:
     result = run(command, "--help")
