@@ -24,6 +24,8 @@ TASKS = (
 )
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+LONGEST_NAME = 255  # bytes of a file's name
+NO_NAME = "\\:"  # characters by which Windows leaves a folder
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,8 @@ def read(bundle: Path) -> Manifest:
     )
     files = [entry.file for part in (manifest.weights, manifest.graphs, manifest.engines) for entry in part]
     for file in files:
-        parts = PurePosixPath(file)
-        if parts.is_absolute() or ".." in parts.parts or not file:
-            raise BundleError(f"{path} names the file {file!r}, which lies outside the bundle")
+        if not _names_inside(file):
+            raise BundleError(f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name")
     return manifest
 
 
@@ -360,6 +361,13 @@ class _Reader:
             raise self._wrong(key, f"entries of {{{expected}}}")
         fields: dict[str, Any] = {n: tuple(item) if isinstance(item, list) else item for n, item in taken.items()}
         return entry(**fields)
+
+
+def _names_inside(file: str) -> bool:
+    """Whether a text names a file below the bundle, on every system, as ``onnx/model.onnx`` does."""
+    parts = file.split("/")
+    plain = all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in parts)
+    return plain and not any(character in NO_NAME or ord(character) < ord(" ") for character in file)
 
 
 _TEXTS = "tuple[str, ...]"

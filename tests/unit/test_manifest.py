@@ -67,6 +67,11 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "weights is": lambda raw: raw["weights"][0].pop("bytes"),
     "'../model.onnx', which lies outside": lambda raw: raw["graphs"][0].update(file="../model.onnx"),
     "'/etc/x', which lies outside": lambda raw: raw["weights"][0].update(file="/etc/x"),
+    "'onnx/', which lies outside": lambda raw: raw["weights"][0].update(file="onnx/"),
+    "or is no file's name": lambda raw: raw["graphs"][0].update(file="x" * 5000),
+    "'..\\\\x', which": lambda raw: raw["graphs"][0].update(file="..\\x"),
+    "'C:x', which": lambda raw: raw["graphs"][0].update(file="C:x"),
+    "'a\\x00b', which": lambda raw: raw["graphs"][0].update(file="a\0b"),
 }
 
 
