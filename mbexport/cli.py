@@ -367,21 +367,15 @@ def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     """Show what is in BUNDLE; with --verify, the exit code is 1 if a file is another one than the manifest says."""
     from mbexport import manifest as manifests
     from mbexport.checkpoint.load import read_bundle_spec
-    from mbexport.verifying import wrong_files
+    from mbexport.verifying import verdict, wrong_files
 
     manifest = manifests.read(bundle)
     click.echo(manifest.to_json().rstrip() if as_json else manifest_text(manifest, read_bundle_spec(bundle, manifest)))
-    if not verify:
-        return
-    with progress_bar("Verifying", quiet=quiet) as progress:
-        faults = wrong_files(bundle, manifest, progress)
-    count = len(manifest.graphs) + len(manifest.weights) + len(manifest.engines)
-    for fault in faults:
-        click.echo(fault, err=True)
-    if faults:
-        click.echo(f"{bundle} is not what was exported: copy the whole bundle again, or export again", err=True)
-        sys.exit(FAILED)
-    note(f"{count} files are as the manifest says", quiet=quiet)
+    if verify:
+        with progress_bar("Verifying", quiet=quiet) as progress:
+            faults = wrong_files(bundle, manifest, progress)
+        click.echo(verdict(bundle, faults), err=True)
+        sys.exit(FAILED if faults else 0)
 
 
 @main.command()

@@ -36,3 +36,10 @@ def wrong_files(bundle: Path, manifest: Manifest, progress: Progress = no_progre
                     faults.append(f"{entry.file}: its SHA-256 is {found}, the manifest says {entry.sha256}")
         progress(number, len(named), entry.file)
     return faults
+
+
+def verdict(bundle: Path, faults: list[str]) -> str:
+    """What :func:`wrong_files` found, in words."""
+    if not faults:
+        return f"{bundle}: all files are as the manifest says"
+    return "\n".join([*faults, f"{bundle} is not what was exported: copy the whole bundle again, or export again"])
