@@ -13,10 +13,8 @@ RELATIVE_LIMIT, ABSOLUTE_LIMIT = 2e-5, 1e-5
 
 # A half-precision graph may be as far from float32 as PyTorch's own run in half precision, times this: it and
 # PyTorch round differently, so that of two runs as good as each other either may come out worse, and two that
-# are compared with one another add up. Measured on a CPU, FP16 graphs of seven models (the trained example to 2,048
-# tokens; five small random ones, one a head, and one of base size to 512): the graph's largest error is 0.37 to
-# 0.90 of PyTorch's own, and within a group of lengths up to 1.20 of it. Hence an error twice as large, an angle twice
-# as wide (its cosine falls short of 1 by four times as much), and twice as many predictions that are others.
+# are compared with one another add up; benchmarks/NOTES.md has what was measured. Hence an error twice as large, an
+# angle twice as wide (its cosine falls short of 1 by four times as much), twice as many predictions that are others.
 HALF_FACTOR = 2.0
 
 # Where PyTorch's own run is not to be had: largest share of the spread, least cosine (where a unit has more outputs

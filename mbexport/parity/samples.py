@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS
 from mbexport.checkpoint.spec import ModelSpec
 
 IntArray = npt.NDArray[np.int64]
@@ -85,6 +86,15 @@ def places_of(case: Case, spec: ModelSpec) -> IntArray | None:
     if stage is not None and stage.pooling is not None:
         return None
     return case.real_tokens(VOCABULARY_TOKENS if spec.task == "fill-mask" else None)
+
+
+def answer_outputs(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the outputs that a comparison takes; two where starts and ends of answers are told."""
+    if spec.sentence is not None:
+        return (TOKENS if spec.sentence.pooling is None else SENTENCE,)
+    if spec.head is None:
+        return ("last_hidden_state",)
+    return ("start_logits", "end_logits") if spec.task == "question-answering" else ("logits",)
 
 
 def build_cases(

@@ -13,6 +13,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import BundleError, InputError
 from mbexport.manifest import Graph, Manifest
 from mbexport.parity.described import is_bundle
+from mbexport.parity.samples import answer_outputs
 from mbexport.runtime.graphs import NOT_ON_CPU
 
 INPUTS = ("input_ids", "attention_mask")
@@ -215,14 +216,14 @@ def _answer_outputs(graph: ir.Graph, spec: ModelSpec) -> tuple[str, ...] | str:
 
 def _expected_outputs(spec: ModelSpec) -> tuple[tuple[tuple[str, ...], ...], int, int | None]:
     """Names of the outputs, by preference, how many axes each has, and the size of the last (None: the tokens')."""
+    names = answer_outputs(spec)
     if spec.task == "question-answering":
-        return (("start_logits", "end_logits"),), 2, None
+        return (names,), 2, None
     if spec.head is not None:
-        return (("logits",),), 3 if spec.head.pooling is None else 2, spec.head.outputs
+        return (names,), 3 if spec.head.pooling is None else 2, spec.head.outputs
     if spec.sentence is None:
-        return (("last_hidden_state",), ("token_embeddings",)), 3, spec.hidden_size
-    on = "token_embeddings" if spec.sentence.pooling is None else "sentence_embedding"
-    return ((on,),), 3 if spec.sentence.pooling is None else 2, spec.sentence.width(spec.hidden_size, on)
+        return (names, ("token_embeddings",)), 3, spec.hidden_size
+    return (names,), 3 if spec.sentence.pooling is None else 2, spec.sentence.width(spec.hidden_size, *names)
 
 
 def _precision(graph: ir.Graph) -> str:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from mbexport import export_onnx, validate
@@ -16,7 +18,7 @@ from mbexport.bundle.half import ensure_half_graph
 from mbexport.errors import InputError
 from mbexport.parity.diagnosis import search
 from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
-from tests.foreign import foreign
+from tests.foreign import behind_output, foreign
 from tests.parity.test_mutations import ignore_the_mask, mutant, replacing
 from tests.parity.test_sentences import PIPELINES, save_pipeline
 
@@ -74,6 +76,17 @@ def test_a_reference_in_half_precision_finds_no_fault_in_a_right_graph(tiny: Pat
     report = validate(tmp_path / "bundle", against=tmp_path / "bundle/onnx/model_fp16.onnx", max_length=66, bisect=True)
     assert report.passed
     assert all(graph.diagnosis is not None and graph.diagnosis.stages for graph in report.graphs)
+
+
+def test_a_reference_that_is_no_number_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Else every graph that is held against it would be called wrong."""
+
+    def spoilt(model: onnx.ModelProto) -> None:
+        behind_output(model, ("Add", {}, [np.array(np.nan, np.float32)]))
+
+    broken = foreign(tiny_bundle, tmp_path / "broken", spoilt)
+    with pytest.raises(InputError, match="gives outputs that are no numbers for an input of"):
+        validate(tiny_bundle, against=broken, max_length=LENGTH)
 
 
 def test_an_implementation_of_pytorch_is_refused(tiny_bundle: Path) -> None:

@@ -16,12 +16,12 @@ from mbexport.bundle.half import ensure_half_graph
 from mbexport.bundle.write import write_bundle
 from mbexport.checkpoint.load import Checkpoint, load_checkpoint
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.parity.diagnosis.by_stages import diagnose
-from mbexport.parity.diagnosis.causes import CAUSES
+from mbexport.parity.diagnosis.by_stages import diagnose, ranked
+from mbexport.parity.diagnosis.causes import CAUSES, UNKNOWN
 from mbexport.parity.diagnosis.graph_taps import GraphTaps
 from mbexport.parity.pytorch.reference import TorchReference
 from mbexport.parity.pytorch.taps import TorchTaps
-from mbexport.parity.report import Diagnosis
+from mbexport.parity.report import Diagnosis, Fault
 from mbexport.parity.samples import TEXTS, Case, build_cases
 from mbexport.runtime.text import TextEncoder
 from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
@@ -376,6 +376,12 @@ def test_layers_in_another_order(precision: str, examined: Examined, tmp_path: P
     assert (fourth.stages, fifth.stages) == (("layers.4.attn", "layers.4.mlp"), ("layers.5.attn", "layers.5.mlp"))
     assert "layers.5" in fourth.explanation
     assert "layers.4" in fifth.explanation
+
+
+def test_beside_rounding_a_fault_with_a_cause_comes_first() -> None:
+    faults = [Fault((name,), "mlp", "Wo", cause, "", None, "", "") for name, cause in (("a", UNKNOWN), ("b", "theta"))]
+    assert [fault.stages for fault in ranked(faults, "fp16")] == [("b",), ("a",)]
+    assert [fault.stages for fault in ranked(faults, "fp32")] == [("a",), ("b",)]
 
 
 def test_overflow_in_one_layer(examined: Examined, graphs: Path) -> None:

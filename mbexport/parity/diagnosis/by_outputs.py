@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.parity.figures import FloatArray, Outputs, case_errors
+from mbexport.parity.diagnosis.taps import OUTPUTS
+from mbexport.parity.figures import DoubleArray, FloatArray, Outputs, case_errors
 from mbexport.parity.findings import largest_error
 from mbexport.parity.report import Diagnosis, Fault, GraphParity, InputFigures
 from mbexport.parity.samples import PADDINGS, Case
+from mbexport.runtime.heads import scores
 
-OUTPUTS = "outputs"  # the one stage that there is
+if TYPE_CHECKING:
+    from mbexport.parity.pytorch.reference import TorchReference
+
 REPRODUCED = 1 / 20  # of the error that the unchanged model leaves, what one that explains it may leave
 LENIENT = 2  # times the limit that it must keep, too
 LONGEST = 1024  # tokens of inputs that are looked at, unless only longer ones fail
@@ -52,14 +56,14 @@ class Suspect:
 
 
 def explain(
-    suspect: Suspect, spec: ModelSpec, checkpoint: Checkpoint | None, tick: Callable[[Case], None]
+    suspect: Suspect, spec: ModelSpec, pytorch: TorchReference | None, tick: Callable[[Case], None]
 ) -> Diagnosis:
     """The best that outputs alone can say.
 
     Args:
         suspect: the graph.
         spec: the model that it should compute.
-        checkpoint: its weights for PyTorch; None where there are none, so that no other model can be tried.
+        pytorch: the model in PyTorch, in float32; None where there is none, so that no other model can be tried.
         tick: called before each model that is tried, with the first case.
     """
     failing = suspect.failing()
@@ -72,7 +76,7 @@ def explain(
     looked_at = _looked_at(suspect, answered, spec)
     tried = 0
     if looked_at:
-        found, tried = _cause(suspect, looked_at, spec, checkpoint, tick)
+        found, tried = _cause(suspect, looked_at, spec, pytorch, tick)
         faults += [] if found is None else [found]
     if faults:
         conclusion = f"{'; '.join(fault.explanation for fault in faults)} ({where})"
@@ -120,7 +124,7 @@ def _cause(
     suspect: Suspect,
     numbers: Sequence[int],
     spec: ModelSpec,
-    checkpoint: Checkpoint | None,
+    pytorch: TorchReference | None,
     tick: Callable[[Case], None],
 ) -> tuple[Fault | None, int]:
     """What explains the outputs of some cases, if anything does, and how many models were tried."""
@@ -128,7 +132,7 @@ def _cause(
     allowed = [min(REPRODUCED * error, LENIENT * suspect.limit) for error in case_errors(chosen)]
     found: list[tuple[float, _Candidate]] = []
     tried = 0
-    for candidate in _candidates(chosen, spec, checkpoint):
+    for candidate in _candidates(chosen, spec, pytorch):
         if candidate.is_model:
             tick(chosen.cases[0])
         left = _left(candidate, chosen, allowed)
@@ -170,23 +174,20 @@ class _Candidate:
     fits: Callable[[Case], bool] = lambda case: True  # noqa: ARG005
 
 
-def _candidates(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint | None) -> Iterator[_Candidate]:
+def _candidates(chosen: Outputs, spec: ModelSpec, pytorch: TorchReference | None) -> Iterator[_Candidate]:
     yield from _transformed(chosen, spec)
-    if checkpoint is not None:
-        yield from _models(chosen, spec, checkpoint)
+    if pytorch is not None:
+        yield from _models(chosen, spec, pytorch)
 
 
-def _models(chosen: Outputs, spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[_Candidate]:
+def _models(chosen: Outputs, spec: ModelSpec, pytorch: TorchReference) -> Iterator[_Candidate]:
     """PyTorch as other models would be."""
-    from mbexport.parity.pytorch.reference import TorchReference  # --against has no need of PyTorch
-    from mbexport.parity.pytorch.variants import Altered, Variant, variants
-
-    reference = TorchReference(checkpoint, "sdpa")
+    from mbexport.parity.pytorch.variants import Altered, Variant, variants  # --against has no need of PyTorch
 
     def answer(number: int, variant: Variant) -> FloatArray:
         with ExitStack() as stack:
-            variant.change(Altered(reference.model, stack))
-            return reference.run(chosen.cases[number], chosen.places[number])
+            variant.change(Altered(pytorch.model, stack))
+            return pytorch.run(chosen.cases[number], chosen.places[number])
 
     def sees(case: Case) -> bool:
         return not (spec.has_local and has_blind_places(case, spec.half_window))
@@ -225,19 +226,21 @@ def _transformed(chosen: Outputs, spec: ModelSpec) -> Iterator[_Candidate]:
         more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
         words = f"the outputs are in another order: {', '.join(named)}{more}"
         yield _Candidate("permuted labels", words, lambda number: chosen.expected[number][:, order])
-    functions: dict[str, Callable[[FloatArray], FloatArray]] = {
-        "the outputs are probabilities (softmax), not logits": _softmax,
-        "the outputs are probabilities (sigmoid), not logits": _sigmoid,
-        "the outputs are logarithms of probabilities, not logits": lambda x: np.log(_softmax(x)),
+    functions: dict[str, Callable[[FloatArray], FloatArray | DoubleArray]] = {
+        "the outputs are probabilities (softmax), not logits": partial(scores, activation="softmax"),
+        "the outputs are probabilities (sigmoid), not logits": partial(scores, activation="sigmoid"),
+        "the outputs are logarithms of probabilities, not logits": lambda x: np.log(scores(x, "softmax")),
         "the outputs are normalized to length 1": _normalized,
     }
     for words, function in functions.items():
         yield _Candidate("score function", words, partial(_applied, function, chosen.expected))
 
 
-def _applied(function: Callable[[FloatArray], FloatArray], values: Sequence[FloatArray], number: int) -> FloatArray:
+def _applied(
+    function: Callable[[FloatArray], FloatArray | DoubleArray], values: Sequence[FloatArray], number: int
+) -> FloatArray:
     with np.errstate(all="ignore"):
-        return function(values[number])
+        return function(values[number]).astype(np.float32)
 
 
 def _order(expected: FloatArray, found: FloatArray) -> list[int] | None:
@@ -249,20 +252,9 @@ def _order(expected: FloatArray, found: FloatArray) -> list[int] | None:
     return order if sorted(order) == list(range(count)) and order != list(range(count)) else None
 
 
-def _softmax(values: FloatArray) -> FloatArray:
-    powers = np.exp(values - values.max(axis=-1, keepdims=True))
-    shares: FloatArray = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
-
-
-def _sigmoid(values: FloatArray) -> FloatArray:
-    result: FloatArray = (1 / (1 + np.exp(-values))).astype(np.float32)
-    return result
-
-
-def _normalized(values: FloatArray) -> FloatArray:
-    result: FloatArray = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
-    return result
+def _normalized(values: FloatArray) -> FloatArray | DoubleArray:
+    lengths: FloatArray | DoubleArray = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / lengths
 
 
 def _refusal(suspect: Suspect) -> Fault:

@@ -79,9 +79,7 @@ def diagnose(
     search = _Search(graph, precision, case, spec, reference, weights)
     errors = search.stage_errors(stages)
     faults = search.explain([stage for stage, error in zip(stages, errors, strict=True) if error.faulty])
-    merged = _merge(faults)
-    if precision != "fp32":  # rounding alone may be called a fault without a cause; what has one says more
-        merged = tuple(sorted(merged, key=lambda fault: fault.cause == UNKNOWN))
+    merged = ranked(_merge(faults), precision)
     inputs = f"{len(case.input_ids)} texts of {case.length} tokens, padding: {', '.join(dict.fromkeys(case.paddings))}"
     unseen = [stage.name for stage in stages_of(spec) if stage not in stages]
     return Diagnosis(inputs, errors, merged, _conclusion(merged, errors) + _unseen_words(unseen))
@@ -123,12 +121,13 @@ class _Search:
         expected = self.reference.taps(self.case, results | totals | given)
         whole = self.graph.taps(self.case, results | totals)
         alone = self.graph.taps(self.case, results | totals, {name: expected[name] for name in given})
-        own = [self._own(stage, expected, alone) for stage in stages]
+        scenes = [Scene(self.spec, self.case, stage, expected, None) for stage in stages]
+        own = [self._own(scene, alone) for scene in scenes]
         errors = []
-        for stage, error in zip(stages, own, strict=True):
+        for scene, error in zip(scenes, own, strict=True):
+            stage = scene.stage
             alike = [other for it, other in zip(stages, own, strict=True) if it.kind == stage.kind]
-            come = stage.total or stage.parts[-1]
-            accumulated = self._error(stage, expected, expected[come], whole[come])
+            accumulated = self._error(scene, stage.modules[-1], whole)
             errors.append(StageError(stage.name, stage.kind, error, accumulated, self._limit_among(alike)))
         return tuple(errors)
 
@@ -138,13 +137,13 @@ class _Search:
             return self.limit
         return min(self.limit, max(OUTLIER * float(np.median(alike)), OUTLIER_FROM * self.limit))
 
-    def _own(self, stage: Stage, expected: Taps, alone: Taps) -> float:
-        names = [stage.parts[-1], *([stage.total] if stage.total in alone else [])]
-        return max(self._error(stage, expected, expected[name], alone[name]) for name in names)
+    def _own(self, scene: Scene, alone: Taps) -> float:
+        """Of the stage's result, and of what it adds up to with the stream."""
+        ends = scene.stage.modules[len(scene.stage.parts) - 1 :]
+        return max(self._error(scene, module, alone) for module in ends)
 
-    def _error(self, stage: Stage, expected: Taps, right: FloatArray, found: FloatArray) -> float:
-        scene = Scene(self.spec, self.case, stage, expected, None)
-        return self._size(unit_errors(scene.units(right), scene.units(found)))
+    def _error(self, scene: Scene, module: str, found: Taps) -> float:
+        return self._size(unit_errors(scene.expected(module), scene.units(found[module])))
 
     def _size(self, errors: FloatArray) -> float:
         """Of the errors of units, the largest; of codes, which some tokens fit badly by nature, the quadratic mean."""
@@ -167,7 +166,7 @@ class _Search:
 
     def _wanted(self, stage: Stage) -> set[str]:
         unnormed = {f"layers.{self.spec.num_layers - 1}.mlp_residual"} if stage.kind == "pooling" else set()
-        return {*stage.parts, *([stage.total] if stage.total else [])} | unnormed
+        return {*stage.modules} | unnormed
 
     def _explain(self, scene: Scene, found: Taps) -> Fault:
         """What is wrong with one stage: with the first of its parts that is off.
@@ -175,7 +174,7 @@ class _Search:
         Where values are rounded or codes, that is the first one with a good share of the stage's error.
         """
         stage, last = scene.stage, scene.stage.parts[-1]
-        parts = [part for part in (*stage.parts, stage.total) if part is not None and part in found]
+        parts = [part for part in stage.modules if part in found]
         pairs = {part: _Pair(scene.expected(part), scene.units(found[part])) for part in parts}
         sizes = {part: self._size(self._errors(stage, part, pairs[part])) for part in parts}
         most = max(sizes[part] for part in parts if part in (last, stage.total))
@@ -303,6 +302,11 @@ def _merge(faults: Sequence[Fault]) -> tuple[Fault, ...]:
         key = fault.cause, fault.explanation if fault.evidence is not None else f"{fault.kind} {fault.part}"
         merged[key] = _joined(merged[key], fault) if key in merged else fault
     return tuple(merged.values())
+
+
+def ranked(faults: Sequence[Fault], precision: str) -> tuple[Fault, ...]:
+    """In the order of a report: as they come; beside rounding, which may be called a fault, those with causes first."""
+    return tuple(faults) if precision == "fp32" else tuple(sorted(faults, key=lambda fault: fault.cause == UNKNOWN))
 
 
 def _joined(first: Fault, other: Fault) -> Fault:

@@ -15,11 +15,11 @@ import onnx_ir as ir
 from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import TAPS
-from mbexport.parity.diagnosis.taps import OUTPUTS, Taps, answer_outputs
+from mbexport.parity.diagnosis.taps import OUTPUTS, Taps
 from mbexport.parity.figures import FloatArray, units
 from mbexport.parity.graphs.memory import MemoryGraph
 from mbexport.parity.graphs.rounding import rounded
-from mbexport.parity.samples import Case, places_of
+from mbexport.parity.samples import Case, answer_outputs, places_of
 from mbexport.runtime.backends.interface import POSITION_IDS
 
 HALF = ("fp16",)  # precisions whose every value has to be rounded on a CPU

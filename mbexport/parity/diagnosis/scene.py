@@ -55,11 +55,6 @@ class Scene:
         """The number of the stage's layer."""
         return int(self.stage.name.split(".")[1])
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether there is a checkpoint to read."""
-        return self._weights is not None
-
     def matrix(self, module: str) -> FloatArray | None:
         """A module's weight, [out, in] or [width]; None where the model has none."""
         return self._tensor(module, "weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.checkpoint.spec import ModelSpec
@@ -17,6 +18,9 @@ from mbexport.parity.graphs.runners import Counter
 from mbexport.parity.report import Diagnosis
 from mbexport.parity.samples import Case
 from mbexport.parity.subjects import SubjectGraph
+
+if TYPE_CHECKING:
+    from mbexport.parity.pytorch.reference import TorchReference
 
 SETTINGS = {"theta", "layer pattern"}  # causes that an exporter's misreading of config.json may be behind
 USUAL = 257  # tokens that are enough to see windows and blocks of attention in
@@ -43,8 +47,7 @@ class Search:
                 return by_stages
             if not causes:
                 return replace(by_stages, conclusion=f"{by_stages.conclusion}; {_elsewhere(graph, suspect)}")
-        checkpoint = self._reference if isinstance(self._reference, Checkpoint) else None
-        by_outputs = explain(suspect, self._spec, checkpoint, self._trying)
+        by_outputs = explain(suspect, self._spec, self._pytorch, self._trying)
         if by_stages is None:
             return replace(by_outputs, conclusion=by_outputs.conclusion + refusal)
         if not by_outputs.faults:
@@ -70,13 +73,22 @@ class Search:
         self._done.tick("trying other settings", case)
 
     @cached_property
-    def _source(self) -> TapSource:
+    def _pytorch(self) -> TorchReference | None:
+        """The model for all searches: loaded when the first one begins, and not at all without a checkpoint."""
         if not isinstance(self._reference, Checkpoint):
-            return GraphTaps(self._reference.path, self._reference.precision, self._spec)
-        from mbexport.parity.pytorch.reference import TorchReference
-        from mbexport.parity.pytorch.taps import TorchTaps  # --against has no need of PyTorch
+            return None
+        from mbexport.parity.pytorch.reference import TorchReference  # --against has no need of PyTorch
 
-        return TorchTaps(TorchReference(self._reference, "sdpa"), self._spec)
+        return TorchReference(self._reference, "sdpa")
+
+    @cached_property
+    def _source(self) -> TapSource:
+        if self._pytorch is None:
+            assert not isinstance(self._reference, Checkpoint)
+            return GraphTaps(self._reference.path, self._reference.precision, self._spec)
+        from mbexport.parity.pytorch.taps import TorchTaps
+
+        return TorchTaps(self._pytorch, self._spec)
 
 
 def _elsewhere(graph: SubjectGraph, suspect: Suspect) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mbexport.checkpoint.sentence_config import SENTENCE, TOKENS
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.figures import FloatArray
 from mbexport.parity.samples import Case
@@ -48,6 +47,11 @@ class Stage:
     parts: tuple[str, ...]
     total: str | None = None
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """All whose results the stage makes: its parts, and what adds the last one to the stream."""
+        return self.parts if self.total is None else (*self.parts, self.total)
+
 
 def stages_of(spec: ModelSpec) -> tuple[Stage, ...]:
     """All stages of a model, in the order of computation."""
@@ -76,15 +80,6 @@ def stages_of(spec: ModelSpec) -> tuple[Stage, ...]:
         head = ("head.dense", "head.norm") if spec.sentence is None else ()
         stages.append(Stage("head", "head", last, (*head, OUTPUTS)))
     return tuple(stages)
-
-
-def answer_outputs(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the outputs that a comparison takes; two where starts and ends of answers are told."""
-    if spec.sentence is not None:
-        return (TOKENS if spec.sentence.pooling is None else SENTENCE,)
-    if spec.head is None:
-        return ("last_hidden_state",)
-    return ("start_logits", "end_logits") if spec.task == "question-answering" else ("logits",)
 
 
 def cut(case: Case, most_tokens: int) -> Case:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.parity.diagnosis.graph_taps import PRODUCTS, Value, give, load_plain
+from mbexport.parity.diagnosis.scene import JOINED
 from mbexport.parity.diagnosis.taps import Stage, Taps, TapSource, cut, stages_of
 from mbexport.parity.figures import FloatArray
 from mbexport.parity.graphs.memory import MemoryGraph
@@ -22,7 +23,6 @@ MOST_TOKENS = 512  # of the inputs: all values of the graph are held in memory
 SAME = 0.05  # error, as a share of their size, up to which values are a module's result; others are off by more than 1
 STREAM = "embeddings.norm"
 ADDITIONS = ("Add", "Sum")
-WHOLE = {part: whole for whole, parts in SEPARATED.items() for part in parts}
 
 
 def find_values(file: Path, case: Case, spec: ModelSpec, reference: TapSource) -> dict[str, Value]:
@@ -45,7 +45,7 @@ def find_values(file: Path, case: Case, spec: ModelSpec, reference: TapSource) -
     """
     stages = stages_of(spec)
     case = _beginning(case)
-    modules = {part for stage in stages for part in (*stage.parts, stage.total) if part}
+    modules = {module for stage in stages for module in stage.modules}
     expected = _joined(reference.taps(case, modules))
     values = _all_values(file, case, {})
     start = _matching(expected[STREAM], values, case)
@@ -76,11 +76,12 @@ def _joined(taps: Taps) -> Taps:
     result = {}
     for module, array in taps.items():
         parent, _, name = module.rpartition(".")
-        if name not in WHOLE:
+        whole, number, _ = JOINED.get(name, (name, 0, 1))
+        if whole == name:
             result[module] = array
-        elif name == SEPARATED[WHOLE[name]][0]:
-            parts = [taps[f"{parent}.{part}"] for part in SEPARATED[WHOLE[name]]]
-            result[f"{parent}.{WHOLE[name]}"] = np.concatenate(parts, axis=-1)
+        elif number == 0:
+            parts = [taps[f"{parent}.{part}"] for part in SEPARATED[whole]]
+            result[f"{parent}.{whole}"] = np.concatenate(parts, axis=-1)
     return result
 
 
