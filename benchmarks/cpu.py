@@ -26,7 +26,7 @@ from mbexport.bench.pictures import draw
 from mbexport.bench.report import Report, write
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import LONG, SHAPES, Maker, Workload
-from mbexport.console import progress_bar
+from mbexport.cli.console import progress_bar
 from mbexport.runtime.cpu_limit import available_cores
 
 try:

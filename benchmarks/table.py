@@ -12,7 +12,7 @@ from typing import Any
 
 from mbexport.bench.markdown import markdown
 from mbexport.bench.report import read
-from mbexport.show import bench_text
+from mbexport.cli.show import bench_text
 
 try:
     from benchmarks.int8.tables import quality_table, speed_table

@@ -20,9 +20,9 @@ from mbexport.bench.process import Pool
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import Maker, Workload
 from mbexport.cli import main
+from mbexport.cli.show import bench_text
 from mbexport.errors import ContenderError
 from mbexport.manifest import read
-from mbexport.show import bench_text
 from tests.checkpoints import ENCODER, EXAMPLE, copy_example, edit_tensors, save_checkpoint
 from tests.int8 import add_int8
 

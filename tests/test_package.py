@@ -30,6 +30,7 @@ STAGES = (
     "quantize",
     "bench",
     "packaging",
+    "cli",
 )
 ALLOWED = {
     "page": set(),
@@ -43,6 +44,7 @@ ALLOWED = {
     "quantize": {"page", "checkpoint", "graph", "precision", "bundle", "runtime", "parity"},
     "bench": {"runtime"},
     "packaging": {"runtime"},
+    "cli": {"checkpoint", "engines", "runtime", "parity", "quantize", "bench", "packaging"},
 }
 
 

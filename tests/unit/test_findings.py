@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mbexport.cli.show_parity import parity_text
 from mbexport.parity.diagnosis.by_outputs import failing_words, has_blind_places
 from mbexport.parity.figures import Outputs, compare
 from mbexport.parity.limits import Terms, limits_of
 from mbexport.parity.report import Diagnosis, Fault, GraphParity, InputFigures, OwnError, ParityReport, StageError
 from mbexport.parity.samples import PADDINGS, Case, build_cases
-from mbexport.show_parity import parity_text
 
 
 def case(*masks: list[int], texts: tuple[int | None, ...] = ()) -> Case:

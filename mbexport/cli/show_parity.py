@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mbexport.console import facts, table
+from mbexport.cli.console import facts, table
 
 if TYPE_CHECKING:
     from mbexport.parity.report import Diagnosis, Fault, Figures, GraphParity, OwnError, ParityReport, StageError

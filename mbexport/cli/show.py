@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbexport.console import facts, table
+from mbexport.cli.console import facts, table
 from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.options import LARGEST_ERROR
 from mbexport.profiles import parse_profile, parse_profiles, profile_text
