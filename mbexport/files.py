@@ -12,7 +12,7 @@ from typing import Any
 
 from mbexport.errors import MbexportError
 
-Progress = Callable[[int, int, str], None]  # done, of how many, what was done last
+Progress = Callable[[int, int, str], None]  # done, of how many (0: it waits, nobody knows for how long), what
 MAX_JSON_BYTES = 16 * 2**20
 
 
@@ -60,20 +60,6 @@ def to_json(value: Any) -> str:
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, for :func:`put_in_place`; gone when the block ends without that."""
-    import tempfile  # a runtime that only reads starts sooner without
-
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def put_in_place(temporary: Path, path: Path) -> None:
     """Let a file take the place of ``path`` in one step."""
     temporary.chmod(0o644)
@@ -83,6 +69,8 @@ def put_in_place(temporary: Path, path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty temporary sibling that takes the place of ``path`` when the block ends without an error."""
+    from mbexport.temporary import beside  # a runtime that only reads starts sooner without
+
     with beside(path) as temporary:
         yield temporary
         put_in_place(temporary, path)

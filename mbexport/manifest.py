@@ -210,10 +210,13 @@ class Manifest:
         others = tuple(old for old in self.weights if old.file != weights.file)
         return dataclasses.replace(self, weights=(*others, weights))
 
+    def without_engine(self, file: str) -> Manifest:
+        """A copy without the engine of that file."""
+        return dataclasses.replace(self, engines=tuple(engine for engine in self.engines if engine.file != file))
+
     def with_engine(self, engine: Engine) -> Manifest:
         """A copy in which ``engine`` replaces an earlier one of the same file."""
-        others = tuple(old for old in self.engines if old.file != engine.file)
-        return dataclasses.replace(self, engines=(*others, engine))
+        return dataclasses.replace(self, engines=(*self.without_engine(engine.file).engines, engine))
 
 
 def write(manifest: Manifest, bundle: Path) -> None:

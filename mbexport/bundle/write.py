@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
+from mbexport.claims import claimed
 from mbexport.errors import BundleError
 from mbexport.files import Progress, no_progress, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, write
@@ -55,7 +56,7 @@ def write_bundle(
         from mbexport.bundle.graphs import check_packable
 
         check_packable(checkpoint.spec)  # before any work is done
-    with new_directory(target, replace=force) as directory:
+    with new_directory(target, replace=force, alone=claimed(target, progress)) as directory:
         checkpoint.weights.begin_hash()  # on another core: the import of onnx_ir takes 0.2 s, then weights are written
         from mbexport.bundle.graphs import write_graphs
 

@@ -170,7 +170,7 @@ def prepack(bundle: Path, precision: str, quiet: bool) -> None:
 
     with progress_bar("Packing", quiet=quiet) as progress:
         progress(0, 1, "weights")
-        folder = run(bundle, precision)
+        folder = run(bundle, precision, progress)
         progress(1, 1, "weights")
     size = sum(path.stat().st_size for path in folder.iterdir())
     click.echo(facts([("prepacked", f"{folder}: {size / 1e6:.1f} MB, for this kind of CPU and this ONNX Runtime")]))

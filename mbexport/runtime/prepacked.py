@@ -16,7 +16,7 @@ import onnxruntime
 
 from mbexport import manifest as manifests
 from mbexport.errors import BackendError, BundleError, InputError
-from mbexport.files import read_json, to_json, write_atomically
+from mbexport.files import Progress, no_progress, read_json, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
 from mbexport.runtime.graphs import cpu_graph, weights_of
@@ -25,7 +25,7 @@ FOLDER, RECORD = "prepacked", "prepacked.json"
 LEAST_BYTES = "1024"  # of a tensor that goes to the weights' file; smaller ones are kept in the graph
 
 
-def prepack(bundle: Path, precision: str = "auto") -> Path:
+def prepack(bundle: Path, precision: str = "auto", progress: Progress = no_progress) -> Path:
     """Pack the weights of the graph that :func:`mbexport.runtime.load` takes on this CPU.
 
     What is there and fits stays as it is: processes may have it mapped.
@@ -33,6 +33,7 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
     Args:
         bundle: the bundle; gets a folder.
         precision: as ``load`` takes it.
+        progress: told of a wait for another command.
 
     Returns:
         The folder, ``prepacked/GRAPH``; about 1.7 times as large as the weights.
@@ -42,7 +43,13 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
         InputError: the precision needs a GPU, or the graph is INT8, whose packed weights ONNX Runtime cannot load.
         BackendError: ONNX Runtime refuses the graph, or answers otherwise with what it packed.
     """
-    from mbexport.locking import locked  # a runtime only reads
+    from mbexport.claims import claimed  # a runtime only reads
+
+    with claimed(bundle, progress):
+        return _prepack(bundle, precision)
+
+
+def _prepack(bundle: Path, precision: str) -> Path:
     from mbexport.writing import cannot_write, new_directory
 
     manifest = manifests.read(bundle)
@@ -55,12 +62,11 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
         )
     folder = folder_of(bundle, graph)
     try:
-        with locked(bundle / f".{FOLDER}.lock"):
-            if find_prepacked(bundle, manifest, graph)[0] is None:
-                with new_directory(folder, replace=True) as directory:
-                    _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
-                    record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}
-                    write_atomically(directory / RECORD, to_json(record) + "\n")
+        if find_prepacked(bundle, manifest, graph)[0] is None:
+            with new_directory(folder, replace=True) as directory:
+                _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
+                record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}
+                write_atomically(directory / RECORD, to_json(record) + "\n")
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return folder
