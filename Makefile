@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
+.PHONY: demo test test-slow kills interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -20,6 +20,10 @@ test: lint
 
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
+
+# Twenty minutes on two cores: commands killed at 500 random moments (SECURITY.md has the figures).
+kills: .venv-test/ready
+	.venv-test/bin/python -m tests.breaking.kills --runs 500
 
 interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready \
     build/chromium/ready

@@ -72,7 +72,11 @@ def replacing(path: Path) -> Iterator[Path]:
     from mbexport.temporary import beside  # a runtime that only reads starts sooner without
 
     with beside(path) as temporary:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as cause:  # of a write that fails the system does not say where
+            cause.filename = cause.filename or str(path)
+            raise
         put_in_place(temporary, path)
 
 

@@ -48,6 +48,22 @@ def check_target(target: Path, *, force: bool, marker: str = MANIFEST, kind: str
         )
 
 
+def check_space(place: Path, target: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        place: a folder on the disk.
+        target: what is to be written.
+        needed: bytes.
+
+    Raises:
+        BundleError: there is less room.
+    """
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise BundleError(f"{target} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder of a bundle, unless it is there.
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
 from mbexport.claims import claimed
-from mbexport.errors import BundleError
 from mbexport.files import Progress, no_progress, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, write
-from mbexport.writing import check_target, new_directory
+from mbexport.writing import check_space, check_target, new_directory
 
 FP32_DATA_FILE = "onnx/model.onnx_data"
 EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of FP32_DATA_FILE
@@ -60,7 +59,7 @@ def write_bundle(
         checkpoint.weights.begin_hash()  # on another core: the import of onnx_ir takes 0.2 s, then weights are written
         from mbexport.bundle.graphs import write_graphs
 
-        _check_space(checkpoint, directory, target)
+        check_space(directory, target, checkpoint.weights.fp32_bytes() + SPARE_BYTES)
         (directory / "onnx").mkdir()
         placed, weights_file = write_fp32_weights(
             directory / FP32_DATA_FILE, checkpoint.spec, checkpoint.weights, progress
@@ -78,13 +77,6 @@ def write_bundle(
         manifest = _manifest(checkpoint, checkpoint.weights.sha256(), weights_file, graphs)
         write(manifest, directory)
     return manifest
-
-
-def _check_space(checkpoint: Checkpoint, directory: Path, target: Path) -> None:
-    needed = checkpoint.weights.fp32_bytes() + SPARE_BYTES
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise BundleError(f"{target} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left")
 
 
 def _manifest(

@@ -50,7 +50,7 @@ def prepack(bundle: Path, precision: str = "auto", progress: Progress = no_progr
 
 
 def _prepack(bundle: Path, precision: str) -> Path:
-    from mbexport.writing import cannot_write, new_directory
+    from mbexport.writing import cannot_write, check_space, new_directory
 
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
@@ -63,6 +63,8 @@ def _prepack(bundle: Path, precision: str) -> Path:
     folder = folder_of(bundle, graph)
     try:
         if find_prepacked(bundle, manifest, graph)[0] is None:
+            # ONNX Runtime does not say that a disk is full.
+            check_space(bundle, folder, 2 * sum(file.bytes for file in weights_of(bundle, manifest, graph)))
             with new_directory(folder, replace=True) as directory:
                 _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
                 record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}

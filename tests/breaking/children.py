@@ -41,14 +41,15 @@ class Command:
 
     Args:
         arguments: its words.
-        folder: where it runs; what it says goes to ``said.txt`` there.
+        folder: where it runs.
+        said: the file that gets what it says.
         last_step: the change of files at which it kills itself, counted from 1; 0 for none.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, last_step: int = 0) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, said: Path, last_step: int = 0) -> None:
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(_run(arguments, folder, last_step))
+            os._exit(_run(arguments, folder, said, last_step))
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal; no error if the process is done."""
@@ -83,14 +84,14 @@ def _session(process: Path) -> int | None:
         return None
 
 
-def _run(arguments: Sequence[str], folder: Path, last_step: int) -> int:
+def _run(arguments: Sequence[str], folder: Path, said: Path, last_step: int) -> int:
     from mbexport.cli import main
 
     os.setsid()
     os.chdir(folder)
-    said = os.open(folder.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(words, 1)
+    os.dup2(words, 2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job ignores some
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if last_step:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -100,10 +102,10 @@ class Summary:
 
 
 class Killer:
-    """Prepares scenarios in a folder, and stops their commands."""
+    """Prepares scenarios in a folder, and stops their commands; ``said`` gets the words of the last one."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, place: Path, said: Path) -> None:
+        self._place, self._said = place, said
         in_child(lambda: make_checkpoints(place))
         self.expected: dict[str, list[list[float]]] = {}  # logits of the old and the new model
         self._prepared: dict[str, Prepared] = {}
@@ -121,10 +123,10 @@ class Killer:
                 self._must(template, words)
             folder = self._fresh(template)
             started = time.perf_counter()
-            code = Command(scenario.words, folder).wait()
+            code = self._command(scenario.words, folder).wait()
             seconds = time.perf_counter() - started
             if code not in (0, 1):
-                raise SystemExit(f"{name} ends with code {code}: {said(folder)}")
+                raise SystemExit(f"{name} ends with code {code}: {self.said()[-1]}")
             self._prepared[name] = Prepared(scenario, template, code, seconds, files(folder))
         return self._prepared[name]
 
@@ -132,7 +134,7 @@ class Killer:
         """Stop the command at ``moment``, from 0 to 1 of its time."""
         ready = self.prepared(name)
         folder = self._fresh(ready.folder)
-        command = Command(ready.scenario.words, folder)
+        command = self._command(ready.scenario.words, folder)
         time.sleep(moment * ready.seconds)
         command.stop(number)
         code = command.wait()
@@ -146,20 +148,36 @@ class Killer:
         """Kill the command at a change of files; False once it makes no more of them."""
         ready = self.prepared(name)
         folder = self._fresh(ready.folder)
-        command = Command(ready.scenario.words, folder, number)
+        command = self._command(ready.scenario.words, folder, number)
         killed = command.wait() == -signal.SIGKILL
         summary.finished += not killed
         summary.stopped[name] += killed
         self._judge(ready, folder, command, f"{name}, killed at change {number}", summary)
         return killed
 
+    def on_full_disk(self, name: str, free: int, summary: Summary) -> None:
+        """Run the command where so many bytes are left to write to."""
+        ready = self.prepared(name)
+        folder, ballast = self._fresh(ready.folder), self._place / "ballast"
+        with ballast.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(1, shutil.disk_usage(self._place).free - free))
+        command = self._command(ready.scenario.words, folder)
+        code, said = command.wait(), self.said()
+        ballast.unlink()
+        what = f"{name} with {free} bytes left"
+        summary.finished += code == ready.code
+        summary.stopped[name] += code == 2
+        if code not in (2, ready.code) or (code == 2 and not is_refusal(said)):
+            summary.faults.append(f"{what}: it ends with code {code}: {said}")
+        self._judge(ready, folder, command, what, summary)
+
     def _judge(self, ready: Prepared, folder: Path, command: Command, what: str, summary: Summary) -> None:
         summary.runs += 1
         faults = in_child(lambda: self._state(ready, folder))
-        again = Command(ready.scenario.words, folder)
+        again = self._command(ready.scenario.words, folder)
         code = again.wait()
-        if code != ready.code and not (code == 2 and "exists; choose another place" in said(folder)):
-            faults = [*faults, f"run again, it ends with code {code}: {said(folder)}"]
+        if code != ready.code and not (code == 2 and "exists; choose another place" in self.said()[-1]):
+            faults = [*faults, f"run again, it ends with code {code}: {self.said()[-1]}"]
         if not (command.ends_with_its_children() and again.ends_with_its_children()):
             faults = [*faults, "processes are left"]
         after = in_child(lambda: self._state(ready, folder))
@@ -194,14 +212,21 @@ class Killer:
             faults.append(f"{type(error).__name__}: {error}")
         return faults
 
+    def said(self) -> list[str]:
+        """The lines of what the last command said."""
+        return self._said.read_text(errors="replace").splitlines() or [""]
+
+    def _command(self, words: Sequence[str], folder: Path, last_step: int = 0) -> Command:
+        return Command(words, folder, self._said, last_step)
+
     def _fresh(self, template: Path | None) -> Path:
         folder = Path(tempfile.mkdtemp(dir=self._place, prefix="run-")) / "work"
         return Path(shutil.copytree(template or self._place / "seed", folder))
 
     def _must(self, folder: Path, words: Sequence[str]) -> None:
-        code = Command(words, folder).wait()
+        code = self._command(words, folder).wait()
         if code not in (0, 1):
-            raise SystemExit(f"mbexport {' '.join(words)} ends with code {code}: {said(folder)}")
+            raise SystemExit(f"mbexport {' '.join(words)} ends with code {code}: {self.said()[-1]}")
 
 
 def make_checkpoints(place: Path) -> None:
@@ -233,15 +258,18 @@ def files(folder: Path) -> frozenset[str]:
     return frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def is_refusal(said: Sequence[str]) -> bool:
+    """Whether all that a command said is one line about a full disk."""
+    return (
+        len(said) == 1
+        and said[0].startswith("mbexport: error: ")
+        and re.search("No space left|MiB left", said[0]) is not None
+    )
+
+
 def hidden(path: Path) -> bool:
     """Whether it lies in a temporary folder."""
     return any(part.startswith(".") for part in path.parts)
-
-
-def said(folder: Path) -> str:
-    """The last line of what a command said."""
-    lines = (folder.parent / "said.txt").read_text(errors="replace").splitlines()
-    return lines[-1] if lines else ""
 
 
 def main() -> None:
@@ -261,7 +289,7 @@ def main() -> None:
         writing.exchanged = lambda *_: False  # type: ignore[assignment]
     drawn, summary, started = random.Random(options.seed), Summary(), time.time()  # noqa: S311 (moments, not secrets)
     place = Path(tempfile.mkdtemp(prefix="mbexport-kills-"))
-    killer = Killer(place)
+    killer = Killer(place, place / "said.txt")
     for name in options.every_step:
         for step in range(options.first, options.last, options.stride):
             if not killer.step(name, step, summary):

@@ -23,21 +23,16 @@ def kills(*options: str) -> dict[str, Any]:
     return summary
 
 
-def test_a_bundle_killed_at_any_change_while_it_is_replaced_holds() -> None:
-    """One that is there before answers all the time, as the old one or as the new one."""
-    summary = kills("--every-step", "replace", "--stride", "2")
+def test_commands_that_are_killed_leave_what_holds() -> None:
+    """A bundle killed at any change while it is replaced answers as the old one or as the new one; so do others."""
+    summary = kills("--every-step", "replace", "--stride", "3", "--runs", "6", "--seed", "3")
     assert summary["faults"] == []
-    assert summary["stopped"]["replace"] > 15
-
-
-def test_commands_killed_at_random_moments_leave_what_holds() -> None:
-    summary = kills("--runs", "12", "--seed", "3")
-    assert summary["faults"] == []
-    assert sum(summary["stopped"].values()) > 6
+    assert summary["stopped"]["replace"] > 10
+    assert sum(summary["stopped"].values()) > 15
 
 
 def test_where_no_exchange_is_a_bundle_is_gone_between_two_steps_and_put_back_by_the_next_run() -> None:
     """The control: what is missing for a moment is found, and the same command run again mends it."""
-    summary = kills("--every-step", "replace", "--without-exchange", "--from", "24", "--to", "32")
+    summary = kills("--every-step", "replace", "--without-exchange", "--from", "24", "--to", "28")
     assert summary["faults"]
     assert all(fault.endswith(": the bundle is gone") for fault in summary["faults"])
