@@ -1,4 +1,4 @@
-"""Checkpoints whose values overflow in float32 where one token stands, in PyTorch and everywhere else, and nowhere else."""
+"""Checkpoints whose values overflow in float32 where a text holds one token: in PyTorch, and in every graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from tests.checkpoints import CLASSIFIER, EXAMPLE, edit_tensors, save_checkpoint
 
-BAD_WORD = "penalty"  # one token of the example's tokenizer
+BAD_TOKEN, BAD_TEXT = 3455, "a penalty"  # of the example's tokenizer: a text that holds the token
+PADDING = 0  # the token that rows are padded with
 UNIT = 5  # of the first MLP, which is 0 but where the token stands, and 1e37 there
 
 
