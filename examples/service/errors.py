@@ -7,25 +7,9 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from mbexport.errors import (
-    BackendError,
-    BusyError,
-    ClosedError,
-    DeadlineError,
-    InputError,
-    MbexportError,
-    NotFiniteError,
-)
+from mbexport.errors import BackendError, BusyError, ClosedError, DeadlineError, InputError, MbexportError
 
 RETRY_SECONDS = "1"  # a full queue is computed in about that time
-KINDS: tuple[tuple[type[MbexportError], int, str], ...] = (
-    (InputError, 422, "invalid_request"),
-    (BusyError, 429, "busy"),
-    (DeadlineError, 504, "deadline"),
-    (ClosedError, 503, "closing"),
-    (NotFiniteError, 500, "not_finite"),  # as it will be when the text is sent again
-    (BackendError, 503, "backend"),
-)
 
 
 class ServiceError(Exception):
@@ -60,5 +44,15 @@ def _writable(value: Any) -> Any:
 
 def service_error(error: MbexportError) -> ServiceError:
     """What a client is told of an error of the runtime's."""
-    known = ((status, kind) for error_type, status, kind in KINDS if isinstance(error, error_type))
-    return ServiceError(*next(known, (500, "internal")), str(error))
+    message = str(error)
+    if isinstance(error, InputError):
+        return ServiceError(422, "invalid_request", message)
+    if isinstance(error, BusyError):
+        return ServiceError(429, "busy", message)
+    if isinstance(error, DeadlineError):
+        return ServiceError(504, "deadline", message)
+    if isinstance(error, ClosedError):
+        return ServiceError(503, "closing", message)
+    if isinstance(error, BackendError):
+        return ServiceError(503, "backend", message)
+    return ServiceError(500, "internal", message)
