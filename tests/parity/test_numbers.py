@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -427,6 +428,29 @@ def test_a_dense_layer_of_a_pipeline_without_numbers(tmp_path: Path) -> None:
     save_file({name: tensor.double() * 1e300 for name, tensor in tensors.items()}, file)  # beyond float32
     with pytest.raises(CheckpointError, match=r"linear\.\w+ holds NaN or infinity"):
         export_onnx(pipeline, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("value", "alpha", "fits"), [(1e20, 8, False), (1e-3, 1e300, False), (1e-3, float("nan"), False), (1e-3, 8, True)]
+)
+def test_an_adapter_that_overflows_when_it_is_merged(value: float, alpha: float, fits: bool, tmp_path: Path) -> None:
+    """All tensors of both are finite."""
+    base, adapter = save_checkpoint(tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    module = "base_model.model.model.layers.1.mlp.Wo"
+    factors = {"A": torch.full((2, 96), value), "B": torch.full((64, 2), value)}
+    save_file(
+        {f"{module}.lora_{name}.weight": part for name, part in factors.items()}, adapter / "adapter_model.safetensors"
+    )
+    settings = {"peft_type": "LORA", "task_type": "SEQ_CLS", "lora_alpha": alpha, "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    if fits:
+        export_onnx(adapter, tmp_path / "bundle")
+        return
+    with np.errstate(all="raise"), pytest.raises(CheckpointError) as refused:
+        export_onnx(adapter, tmp_path / "bundle")
+    assert "layers.1.mlp.Wo.weight overflows when its change is added" in str(refused.value)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_codes_of_weights_that_are_no_numbers_are_refused() -> None:
