@@ -1,4 +1,4 @@
-"""No texts, empty texts, and texts of which nothing is left: every task, on the CPU, an engine, by batches, on Triton."""
+"""No texts, empty texts, and texts of which nothing is left: every task, on the CPU, engines, batchers and Triton."""
 
 from __future__ import annotations
 
