@@ -22,6 +22,7 @@ MEASURED = 384  # sampled tokens that errors are measured on
 # A range for each token is taken where one for all tokens, cutting none, has this many times its error,
 # and so much of it that other errors do not hide it.
 WORTH, NOTABLE = 1.5, 0.01
+LEAST_RANGE = float(MOST * np.finfo(np.float32).tiny)  # whose code counts a number that divides
 MOST_FACTOR = 60.0  # in powers of two: beyond, a channel adds nothing, or the others nothing to it
 
 
@@ -117,7 +118,7 @@ def _ranges(smoothed: FloatArray, largest: FloatArray) -> Iterator[tuple[float, 
     sizes = np.sort(np.abs(smoothed), axis=None)
     for share in COVERED:
         limit = float(largest.max()) if share == 1 else float(sizes[int(share * (len(sizes) - 1))])
-        yield share, limit or 1.0  # all of them 0
+        yield share, limit if limit >= LEAST_RANGE else 1.0  # all of them 0, or as good as
 
 
 def _rounded(values: FloatArray, limit: float | FloatArray) -> FloatArray:
