@@ -23,6 +23,10 @@ class BackendError(MbexportError):
     """The engine underneath (ONNX Runtime) refused to load or run a graph."""
 
 
+class NotFiniteError(BackendError):
+    """What a model gives for a text is no number: NaN or infinity. Other texts have their answers."""
+
+
 class GraphError(MbexportError):
     """The graph builder broke one of its own invariants: a fault of mbexport's."""
 

@@ -285,7 +285,7 @@ def test_answers_that_are_not_finite_are_an_error(
         return {"logits": np.full((len(inputs["input_ids"]), 5), np.nan, np.float32)}
 
     (answer,) = Server(tmp_path / "repository", monkeypatch, graph=broken).execute(GOOD)
-    assert answer.message().startswith("the model computed ")
+    assert answer.message().startswith("text 0: modernbert_model on Triton gives logits with NaN or infinity")
     assert answer.code() == TritonError.INTERNAL
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mbexport.checkpoint.fields import Fields
-from mbexport.checkpoint.weights import FloatArray, Weights, read_tensors
+from mbexport.checkpoint.weights import FloatArray, Weights, is_finite, read_tensors
 from mbexport.errors import CheckpointError
 from mbexport.files import read_json
 
@@ -146,9 +146,23 @@ class MergedWeights(Weights):
         self.give(self.canonical(name), array)
 
     def read(self, names: list[str]) -> Iterator[tuple[str, FloatArray]]:
-        """The named tensors of the merged model as float32, one at a time."""
+        """The named tensors of the merged model as float32, one at a time.
+
+        Raises:
+            CheckpointError: a tensor holds NaN or infinity, or does so once it is merged.
+        """
         for name, array in super().read(names):
-            yield name, array + self._deltas[name] if name in self._deltas else array
+            yield name, self._merged(name, array) if name in self._deltas else array
+
+    def _merged(self, name: str, array: FloatArray) -> FloatArray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            merged = array + self._deltas[name]
+        if not is_finite(merged):
+            raise CheckpointError(
+                f"{self._adapter_file}: {name} overflows when its change is added, which B @ A times lora_alpha / r "
+                f"makes; the adapter is damaged, or lora_alpha in {CONFIG} is not what it was trained with"
+            )
+        return merged
 
     def keep_only(self, names: set[str]) -> None:
         """Forget the base's tensors that the adapter's task does not use, such as another head's.
@@ -173,7 +187,8 @@ def _delta(module: str, pair: dict[str, FloatArray], settings: dict[str, Any]) -
     rank = len(pair["A"])
     alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the sum is looked at, once it is there
+        return np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
 
 
 def _pattern(patterns: Any, module: str, default: Any) -> float:

@@ -14,6 +14,7 @@ from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import HeadSpec, parse_activation, parse_head, parse_task
 from mbexport.checkpoint.rope_config import GLOBAL, LOCAL, RopeSpec, parse_ropes
 from mbexport.checkpoint.sentence_config import SentenceSpec
+from mbexport.options import DEFAULT_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def parse_config(config: dict[str, Any], classifier_rows: int | None = None) -> 
         raise fields.wrong("head_dim", f"hidden_size / num_attention_heads = {hidden // heads}")
     global_rope, local_rope = parse_ropes(config, notes)
     spec = ModelSpec(
-        vocab_size=fields.size("vocab_size", 50_368),
+        vocab_size=fields.size("vocab_size", DEFAULT_VOCABULARY),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 1152),
         num_heads=heads,

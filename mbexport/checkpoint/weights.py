@@ -234,11 +234,17 @@ def read_tensors(file: Path) -> dict[str, FloatArray]:
 
 
 def _finite_float32(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
-    array = stored.astype(np.float32, copy=False)
-    # A float64 sum of finite float32 values cannot overflow.
-    if not np.isfinite(np.sum(array, dtype=np.float64)):
+    with np.errstate(over="ignore"):  # of float64, which a pipeline's dense layer may have
+        array = stored.astype(np.float32, copy=False)
+    if not is_finite(array):
         raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
     return array
+
+
+def is_finite(array: FloatArray) -> bool:
+    """Whether all values are numbers, told by their sum: in float64 that of finite float32 values cannot overflow."""
+    with np.errstate(invalid="ignore"):  # of both infinities
+        return bool(np.isfinite(np.sum(array, dtype=np.float64)))
 
 
 def _fault(kind: str, names: list[str]) -> str:

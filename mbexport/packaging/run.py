@@ -137,7 +137,8 @@ def _write_text_model(folder: Path, bundle: Path, plan: Plan) -> None:
     (folder / "config.pbtxt").write_text(text_config(plan), encoding="utf-8")
     (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
     (version / FILE_NAME).write_text(_packaged(plan.manifest, plan.choice).to_json(), encoding="utf-8")
-    shutil.copyfile(bundle / "tokenizer.json", version / "tokenizer.json")
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(bundle / name, version / name)
 
 
 def _packaged(manifest: Manifest, choice: Choice) -> Manifest:
