@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mbexport.checkpoint.fields import Fields
+from mbexport.checkpoint.fields import LARGEST_NUMBER, Fields
 from mbexport.checkpoint.weights import FloatArray, Weights, read_tensors
 from mbexport.errors import CheckpointError
 from mbexport.files import read_json
@@ -32,6 +32,9 @@ UNSUPPORTED = (
 # Initialisations that leave the base model's weights as they are.
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")
+# The time of Python's re grows exponentially with repetitions of groups and with the number of choices.
+UNBOUNDED = re.compile(r"\)[*+?{]|(?:[*+?{|][^*+?{|]*){3}")
+MOST_PATTERNS, LONGEST_PATH = 128, 80
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
@@ -93,10 +96,11 @@ def adapted_config(adapter: Adapter, base_config: dict[str, Any], classifier_row
     task = adapter.settings.get("task_type")
     if task is None:
         return config
-    if task not in ARCHITECTURE_OF:
+    if not isinstance(task, str) or task not in ARCHITECTURE_OF:
         raise Fields(adapter.settings, CONFIG).wrong("task_type", f"one of {', '.join(ARCHITECTURE_OF)}")
     config = config | {"architectures": [ARCHITECTURE_OF[task]]}
-    if classifier_rows is not None and len(config.get("id2label") or ()) != classifier_rows:
+    labels = config.get("id2label")
+    if classifier_rows is not None and (not isinstance(labels, dict) or len(labels) != classifier_rows):
         config = {name: value for name, value in config.items() if name not in LABEL_FIELDS}
     return config
 
@@ -123,25 +127,26 @@ class MergedWeights(Weights):
             else:
                 self._give_module(name.removeprefix("base_model.model."), array)
         for module, pair in factors.items():
-            self._deltas[self._target(module)] = _delta(module, pair, adapter.settings)
-        for name, delta in self._deltas.items():
-            if delta.shape != self.shape(name):
+            name = self._target(module)
+            shape = _delta_shape(module, pair)
+            if shape != self.shape(name):
                 raise CheckpointError(
-                    f"{self._adapter_file}: the change to {name} has shape {list(delta.shape)}, "
+                    f"{self._adapter_file}: the change to {name:.120} has shape {list(shape)}, "
                     f"the base model's tensor {list(self.shape(name) or ())}"
                 )
+            self._deltas[name] = _delta(module, pair, adapter.settings)
         self.notes.append(f"adapter of {len(self._deltas)} matrices merged into {adapter.base.name}")
 
     def _target(self, module: str) -> str:
         name = self.canonical(f"{module}.weight")
         if self.shape(name) is None:
-            raise CheckpointError(f"{self._adapter_file} changes {name}, which the base model does not have")
+            raise CheckpointError(f"{self._adapter_file} changes {name:.120}, which the base model does not have")
         return name
 
     def _give_module(self, name: str, array: FloatArray) -> None:
         if "lora_" in name or not name.endswith((".weight", ".bias")):
             raise CheckpointError(
-                f"{self._adapter_file} holds {name}, which is neither lora_A, lora_B nor a saved module"
+                f"{self._adapter_file} holds {name:.120}, which is neither lora_A, lora_B nor a saved module"
             )
         self.give(self.canonical(name), array)
 
@@ -166,21 +171,42 @@ class MergedWeights(Weights):
             self.forget(name)
 
 
+def _delta_shape(module: str, pair: dict[str, FloatArray]) -> tuple[int, int]:
+    """[out, in] of B [out, rank] and A [rank, in], told before anything of that size is made."""
+    if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]:
+        raise CheckpointError(f"{TENSORS}: lora_A and lora_B of {module:.120} do not fit each other")
+    if not len(pair["A"]):
+        raise CheckpointError(f"{TENSORS}: lora_A and lora_B of {module:.120} are of rank 0, expected 1 or more")
+    return pair["B"].shape[0], pair["A"].shape[1]
+
+
 def _delta(module: str, pair: dict[str, FloatArray], settings: dict[str, Any]) -> FloatArray:
     """B @ A * scale, [out, in]; Hu et al., LoRA, 2021, section 4.1, and rank-stabilised scaling."""
-    if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]:
-        raise CheckpointError(f"{TENSORS}: lora_A and lora_B of {module} do not fit each other")
     rank = len(pair["A"])
     alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+    with np.errstate(all="ignore"):
+        delta = np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+    if not np.isfinite(delta).all():
+        raise CheckpointError(
+            f"{TENSORS}: the change to {module:.120} is too large for float32; lora_alpha is {alpha:g}"
+        )
+    return delta
 
 
 def _pattern(patterns: Any, module: str, default: Any) -> float:
     """The value of the first pattern that ends the module's path, as PEFT matches them."""
-    if not isinstance(patterns or {}, dict):
-        raise CheckpointError(f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object")
+    if not isinstance(patterns or {}, dict) or len(patterns or {}) > MOST_PATTERNS or len(module) > LONGEST_PATH:
+        raise CheckpointError(
+            f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object of at most {MOST_PATTERNS} patterns, "
+            f"for modules whose paths have at most {LONGEST_PATH} characters"
+        )
     for pattern, value in (patterns or {}).items():
+        if len(pattern) > LONGEST_PATH or UNBOUNDED.search(pattern):
+            raise CheckpointError(
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, which may take for ever to compare; expected the path "
+                f"of a module, at most {LONGEST_PATH} characters, with at most two of * + ? {{ | and none after )"
+            )
         try:
             found = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as cause:
@@ -190,6 +216,7 @@ def _pattern(patterns: Any, module: str, default: Any) -> float:
         if found:
             default = value
             break
-    if not isinstance(default, (int, float)) or isinstance(default, bool):
-        raise CheckpointError(f"{CONFIG}: lora_alpha of {module} is {default!r:.40}, expected a number")
+    is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if not is_number or not -LARGEST_NUMBER <= default <= LARGEST_NUMBER:
+        raise CheckpointError(f"{CONFIG}: lora_alpha of {module:.120} is {default!r:.40}, expected a number")
     return float(default)

@@ -9,6 +9,7 @@ from mbexport.errors import CheckpointError
 
 # Beyond any model that exists, and small enough that products of two stay far from 2**63.
 LARGEST_DIMENSION = 2**24
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # a float32 holds them, and their products with positions
 
 
 class Fields:
@@ -35,22 +36,23 @@ class Fields:
         """The field as it stands, None where it is missing."""
         return self._values.get(name)
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A dimension: a whole number from 1 to 2**24."""
+    def size(self, name: str, default: int | None = None, largest: int = LARGEST_DIMENSION) -> int:
+        """A dimension: a whole number from 1 to ``largest``, 2**24."""
         value = self._values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_DIMENSION:
-            raise self.wrong(name, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise self.wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A positive, finite number."""
+        """A positive number from 1e-30 to 1e30."""
         value = self._values.get(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.wrong(name, "a positive number")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
+            raise self.wrong(name, f"a positive number from {SMALLEST_NUMBER:g} to {LARGEST_NUMBER:g}")
         return float(value)
 
     def required_number(self, name: str) -> float:
-        """A positive, finite number that must be there."""
+        """A number as :meth:`number` takes it, that must be there."""
         return self.number(name, 0.0)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -24,7 +24,7 @@ from mbexport.checkpoint.sentence_config import (
 from mbexport.checkpoint.spec import ModelSpec, parse_config
 from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors, read_tensors
 from mbexport.errors import BundleError, CheckpointError
-from mbexport.files import read_json
+from mbexport.files import LARGEST_TOKENIZER, read_bounded, read_json
 from mbexport.manifest import Manifest
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -130,7 +130,10 @@ def _tokenizer_notes(directories: tuple[Path, ...], spec: ModelSpec) -> list[str
             "that file; put it into the bundle"
         ]
     try:
-        largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+        tokenizer = Tokenizer.from_buffer(read_bounded(path, CheckpointError, LARGEST_TOKENIZER))
+        largest = max(tokenizer.get_vocab().values(), default=0)
+    except CheckpointError:
+        raise
     except Exception as cause:  # tokenizers raises bare Exception
         return [f"{path} is no usable tokenizer, so predict and the runtime will fail: {cause}"]
     if largest < spec.vocab_size:

@@ -16,6 +16,7 @@ import onnxruntime
 
 from mbexport import manifest as manifests
 from mbexport.errors import BackendError, BundleError, InputError
+from mbexport.external import check_external_data
 from mbexport.files import read_json, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
@@ -68,6 +69,7 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
 
 def _write(graph: Path, packed: Path, *, as_written: bool) -> None:
     """Have ONNX Runtime write ``packed`` and its data; it must answer as ``graph`` does."""
+    check_external_data(graph, BundleError)
     options = session_options(as_written=as_written)
     options.optimized_model_filepath = str(packed)
     for key, value in {

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mbexport.errors import BundleError, InputError
+from mbexport.files import LARGEST_TOKENIZER, read_bounded
 from mbexport.manifest import Manifest, Sentence
 from mbexport.runtime.beginnings import beginning, holds, splits_at_blanks
 from mbexport.texts import Text
@@ -67,11 +68,13 @@ class TextEncoder:
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
             )
         try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            self._tokenizer = Tokenizer.from_buffer(read_bounded(tokenizer_file, BundleError, LARGEST_TOKENIZER))
             # The file may fix padding and truncation; this runtime decides both itself.
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
             self._by_beginnings = splits_at_blanks(self._tokenizer)
+        except BundleError:
+            raise
         except Exception as cause:  # tokenizers raises bare Exception
             raise BundleError(f"{tokenizer_file} is no usable tokenizer: {cause}; export again") from cause
 
