@@ -47,7 +47,7 @@ def check_external_data(graph: Path, error: type[MbexportError]) -> None:
     try:
         names = locations(graph)
     except (OSError, ValueError, IndexError) as cause:
-        raise error(f"{graph} cannot be read as an ONNX file: {cause}") from cause
+        raise error(f"{graph} cannot be read as an ONNX graph: {cause}") from cause
     for name in sorted(names):
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or any(c in "\\:" or ord(c) < ord(" ") for c in name) or name.startswith("/"):

@@ -14,7 +14,6 @@ from mbexport.manifest_fields import Reader, names_inside
 from mbexport.options import QUANTIZED
 
 FILE_NAME = "mbexport.json"
-GRAPHS, ENGINES = "onnx", "engines"  # folders of a bundle: of graphs and their weights, of engines
 SCHEMA_VERSION = 1
 TASKS = (
     "feature-extraction",
@@ -282,23 +281,16 @@ def read(bundle: Path) -> Manifest:
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
-    """Each file once, also where systems make no difference between cases, and in its folder."""
+    """Each file once, also where systems make no difference between cases, and none that is there for something else."""
     known: set[str] = set()
-    for folder, entries in (
-        (GRAPHS, manifest.weights),
-        (GRAPHS, manifest.graphs),
-        (ENGINES, manifest.engines),
-    ):
-        for file in (entry.file for entry in entries):
-            if not names_inside(file):
-                raise BundleError(
-                    f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name"
-                )
-            if not file.startswith(f"{folder}/"):
-                raise BundleError(f"{path} names the file {file!r:.80}, expected one in {folder}/; export again")
-            if file.casefold() in known:
-                raise BundleError(f"{path} names the file {file!r:.80} twice; export again")
-            known.add(file.casefold())
+    for entry in (*manifest.weights, *manifest.graphs, *manifest.engines):
+        file, name = entry.file, entry.file.casefold()
+        if not names_inside(file):
+            raise BundleError(f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name")
+        if name in known or name.endswith(".json"):
+            what = "twice" if name in known else "as a graph, weights or an engine"
+            raise BundleError(f"{path} names the file {file!r:.80} {what}; export again")
+        known.add(name)
 
 
 def _check_sentence(path: Path, sentence: Sentence | None) -> None:

@@ -280,7 +280,7 @@ def _sharded_files(directory: Path) -> list[Path]:
         if not is_plain_name(name):
             raise CheckpointError(f"{index} names the file {name!r:.80}, which lies outside the checkpoint")
         if not (directory / name).is_file():
-            raise CheckpointError(f"{index} names {name!r:.80}, which is missing")
+            raise CheckpointError(f"{index} names {name:.80}, which is missing")
         files.append(directory / name)
     return files
 
