@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mbexport.errors import MbexportError
 
 Progress = Callable[[int, int, str], None]  # done, of how many, what was done last
 MAX_JSON_BYTES = 16 * 2**20
+MOST_NESTED = 100
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
@@ -32,19 +35,39 @@ def read_json_value(path: Path, error: type[MbexportError]) -> Any:
     """The JSON value in ``path``, of whatever kind.
 
     Raises:
-        error: the file is missing, larger than 16 MiB, or not JSON.
+        error: the file is missing, larger than 16 MiB, not JSON, nested more than 100 deep, or holds half a character.
     """
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are read")
-        return json.loads(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        value = json.loads(text)
+        if SURROGATE.search(text):  # pairs of them are characters by now
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_depth(value)
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror}") from cause
     except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, nested too deep
         raise error(f"{path} is not valid JSON: {cause}") from cause
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what would bring a recursion to its end that goes through the value later."""
+    level, depth = [value], 0
+    while level := [inner for item in level for inner in _inner(item) if isinstance(inner, (dict, list))]:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError(f"it is nested more than {MOST_NESTED} deep")
+
+
+def _inner(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
 
 
 def to_json(value: Any) -> str:

@@ -25,6 +25,7 @@ TASKS = (
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 LONGEST_NAME = 255  # bytes of a file's name
+MOST = 2**63 - 1  # of whole numbers
 NO_NAME = "\\:"  # characters by which Windows leaves a folder
 
 
@@ -131,7 +132,7 @@ class Sentence:
     """
 
     normalized: bool
-    prompts: dict[str, Any]
+    prompts: dict[str, str]
     default_prompt: str | None = None
     truncate_dim: int | None = None
 
@@ -269,7 +270,7 @@ def read(bundle: Path) -> Manifest:
         activation=reader.choice("activation", ACTIVATIONS),
         pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
         mask_token=reader.optional_text("mask_token"),
-        sentence=reader.one("sentence", Sentence) if raw.get("sentence") is not None else None,
+        sentence=reader.sentence(),
         weights=reader.many("weights", WeightsFile),
         graphs=reader.many("graphs", Graph),
         engines=reader.many("engines", Engine),
@@ -323,7 +324,7 @@ class _Reader:
 
     def positive(self, key: str) -> int:
         value = self._raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
             raise self._wrong(key, "a positive whole number")
         return value
 
@@ -341,6 +342,16 @@ class _Reader:
 
     def labels(self) -> tuple[str, ...] | None:
         return None if self._raw.get("labels") is None else self.texts("labels")
+
+    def sentence(self) -> Sentence | None:
+        if self._raw.get("sentence") is None:
+            return None
+        sentence = self.one("sentence", Sentence)
+        if sentence.default_prompt is not None and sentence.default_prompt not in sentence.prompts:
+            raise self._wrong("sentence", "a default_prompt that is one of its prompts")
+        if sentence.truncate_dim is not None and sentence.truncate_dim < 1:
+            raise self._wrong("sentence", "a truncate_dim from 1")
+        return sentence
 
     def one(self, key: str, entry: type[Entry]) -> Entry:
         return self._entry(key, self._raw.get(key), entry)
@@ -370,14 +381,16 @@ def _names_inside(file: str) -> bool:
     return plain and not any(character in NO_NAME or ord(character) < ord(" ") for character in file)
 
 
-_TEXTS = "tuple[str, ...]"
+_TEXTS, _PROMPTS = "tuple[str, ...]", "dict[str, str]"
 _TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,), _TEXTS: (list,),
+    "str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,), _PROMPTS: (dict,), _TEXTS: (list,),
     "str | None": (str, type(None)), "int | None": (int, type(None)), "bool | None": (bool, type(None)),
 }  # fmt: skip
 
 
 def _is(value: object, kind: str) -> bool:
     """Whether a value of a JSON file has the type that a field states."""
-    texts = not isinstance(value, list) or all(isinstance(item, str) for item in value)
-    return type(value) in _TYPES[kind] and texts
+    if isinstance(value, int) and not -MOST <= value <= MOST:
+        return False
+    inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) and kind == _PROMPTS else ()
+    return type(value) in _TYPES[kind] and all(isinstance(item, str) for item in inner)

@@ -124,9 +124,11 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
     steps: list[DenseSpec | NormalizeSpec] = []
     width = hidden
     for module in modules:
-        kind, folder = _kind(module), str(module.get("path"))
-        if Path(folder).name != folder:
-            raise CheckpointError(f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere")
+        kind, folder = _kind(module), module.get("path")
+        if not isinstance(folder, str) or Path(folder).name != folder or folder in ("", ".."):
+            raise CheckpointError(
+                f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere or is none"
+            )
         on = SENTENCE if pooling else TOKENS
         if kind == "Pooling" and pooling is None:
             pooling = _parse_pooling(directory / folder)
@@ -141,7 +143,7 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
                 f"{directory / MODULES}: the module {module['type']} is not supported here; "
                 "supported: one Pooling, Dense, Normalize"
             )
-    return _with_settings(directory, pooling, tuple(steps), tuple(str(module["path"]) for module in modules))
+    return _with_settings(directory, pooling, tuple(steps), tuple(module["path"] for module in modules))
 
 
 def with_cross_encoder(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +218,7 @@ def _with_settings(
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise fields.wrong("prompts", "an object of texts")
     default = settings.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and default not in tuple(prompts):
         raise fields.wrong("default_prompt_name", f"one of {', '.join(prompts) or 'no prompts'}")
     return SentenceSpec(
         pooling=pooling,

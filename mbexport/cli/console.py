@@ -53,7 +53,7 @@ def _fail(message: str, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mbexport: error: {' '.join(message.split())}", err=True)
+    click.echo(f"mbexport: error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(BAD_INPUT)
 
 
@@ -108,6 +108,11 @@ def noted_warnings(*, quiet: bool, kind: str = "note", category: type[Warning] =
                 note(str(warning.message), quiet=quiet, kind=kind)
 
 
+def printable(text: str) -> str:
+    """Text with ? for each character that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -124,4 +129,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def facts(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values, one a line, the values aligned."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{name.ljust(width)}  {printable(value)}" for name, value in rows)
