@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from mbexport.errors import MbexportError
 
 Progress = Callable[[int, int, str], None]  # done, of how many, what was done last
 MAX_JSON_BYTES, LARGEST_TOKENIZER = 16 * 2**20, 256 * 2**20
-DEEPEST_JSON = 100  # levels; what no file of a model comes near, and every parser takes
+MOST_NESTED = 100
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
@@ -39,12 +41,14 @@ def read_json_value(path: Path, error: type[MbexportError], largest: int = MAX_J
         largest: bytes that are read at most; 16 MiB.
 
     Raises:
-        error: as :func:`read_bounded`, or it is not JSON, nested deeper than 100 levels, or holds half a character.
+        error: as :func:`read_bounded`, or it is not JSON, nested more than 100 deep, or holds half a character.
     """
     content = read_bounded(path, error, largest)
     try:
         value = json.loads(content.decode("utf-8-sig"))
-        _check_json(value)
+        if SURROGATE.search(content):  # pairs of them are characters by now
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_depth(value)
     except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, nested too deep
         raise error(f"{path} is not valid JSON: {cause}") from cause
     return value
@@ -75,27 +79,19 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _check_json(value: Any) -> None:
-    """Refuse what cannot be walked through or written again.
-
-    Raises:
-        ValueError: too many levels, or a text with half of a surrogate pair, which is no character.
-    """
-    level = [value]
-    for _ in range(DEEPEST_JSON):
-        for item in level:
-            if isinstance(item, str):
-                item.encode()
-        level = [part for item in level for part in _parts(item)]
-        if not level:
-            return
-    raise ValueError(f"it is nested deeper than {DEEPEST_JSON} levels")
+def _check_depth(value: Any) -> None:
+    """Refuse what would bring a recursion to its end that goes through the value later."""
+    level, depth = [value], 0
+    while level := [inner for item in level for inner in _inner(item) if isinstance(inner, (dict, list))]:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError(f"it is nested more than {MOST_NESTED} deep")
 
 
-def _parts(item: Any) -> list[Any]:
+def _inner(item: Any) -> Iterable[Any]:
     if isinstance(item, dict):
-        return [*item, *item.values()]
-    return item if isinstance(item, list) else []
+        return item.values()
+    return item if isinstance(item, list) else ()
 
 
 def is_plain_name(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mbexport.errors import BundleError
 from mbexport.files import read_json, sha256, to_json, write_atomically
-from mbexport.manifest_fields import Reader, names_inside
+from mbexport.manifest_fields import LARGEST_LENGTH, Reader, names_inside
 from mbexport.options import QUANTIZED
 
 FILE_NAME = "mbexport.json"
@@ -130,7 +130,7 @@ class Sentence:
     """
 
     normalized: bool
-    prompts: dict[str, Any]
+    prompts: dict[str, str]
     default_prompt: str | None = None
     truncate_dim: int | None = None
 
@@ -262,29 +262,29 @@ def read(bundle: Path) -> Manifest:
     manifest = Manifest(
         source=reader.one("source", Source),
         task=reader.choice("task", TASKS),
-        max_length=reader.length("max_length"),
+        max_length=reader.positive("max_length", LARGEST_LENGTH),
         labels=reader.labels(),
         problem_type=reader.optional_text("problem_type"),
         activation=reader.choice("activation", ACTIVATIONS),
         pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
         mask_token=reader.optional_text("mask_token"),
-        sentence=reader.one("sentence", Sentence) if raw.get("sentence") is not None else None,
+        sentence=_sentence(reader),
         weights=reader.many("weights", WeightsFile),
         graphs=reader.many("graphs", Graph),
         engines=reader.many("engines", Engine),
         checks=reader.many("checks", Check),
         notes=reader.texts("notes"),
     )
-    _check_sentence(path, manifest.sentence)
     _check_names(path, manifest)
     return manifest
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
-    """Each file once, also where systems make no difference between cases, and none that is there for something else."""
+    """Each file once, also where a system ignores cases, and none that is there for something else."""
     known: set[str] = set()
-    for entry in (*manifest.weights, *manifest.graphs, *manifest.engines):
-        file, name = entry.file, entry.file.casefold()
+    files = [entry.file for part in (manifest.weights, manifest.graphs, manifest.engines) for entry in part]
+    for file in files:
+        name = file.casefold()
         if not names_inside(file):
             raise BundleError(f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name")
         if name in known or name.endswith(".json"):
@@ -293,17 +293,15 @@ def _check_names(path: Path, manifest: Manifest) -> None:
         known.add(name)
 
 
-def _check_sentence(path: Path, sentence: Sentence | None) -> None:
-    """What a runtime puts before texts are texts, and what it cuts vectors to is a size."""
+def _sentence(reader: Reader) -> Sentence | None:
+    sentence = reader.optional("sentence", Sentence)
     if sentence is None:
-        return
-    texts = all(isinstance(text, str) for text in sentence.prompts.values())
-    known = sentence.default_prompt is None or sentence.default_prompt in sentence.prompts
-    if not (texts and known and (sentence.truncate_dim is None or sentence.truncate_dim >= 1)):
-        raise BundleError(
-            f"{path}: sentence is {dataclasses.asdict(sentence)!r:.80}, expected prompts that are texts, one of them "
-            "the default or none, and a truncate_dim from 1; export again"
-        )
+        return None
+    if sentence.default_prompt is not None and sentence.default_prompt not in sentence.prompts:
+        raise reader.wrong("sentence", "a default_prompt that is one of its prompts")
+    if sentence.truncate_dim is not None and sentence.truncate_dim < 1:
+        raise reader.wrong("sentence", "a truncate_dim from 1")
+    return sentence
 
 
 def check_files(bundle: Path, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from mbexport.errors import CheckpointError
 
 # Beyond any model that exists, and small enough that products of two stay far from 2**63.
 LARGEST_DIMENSION = 2**24
-SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # a float32 holds them, and their products with positions
+SMALLEST = 1e-30  # number
 
 
 class Fields:
@@ -44,15 +44,14 @@ class Fields:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A positive number from 1e-30 to 1e30."""
+        """A number from 1e-30 to 1e30: float32 holds its square root and its inverse, too."""
         value = self._values.get(name, default)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
-            raise self.wrong(name, f"a positive number from {SMALLEST_NUMBER:g} to {LARGEST_NUMBER:g}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not SMALLEST <= value <= 1 / SMALLEST:
+            raise self.wrong(name, f"a number from {SMALLEST:g} to {1 / SMALLEST:g}")
         return float(value)
 
     def required_number(self, name: str) -> float:
-        """A number as :meth:`number` takes it, that must be there."""
+        """A number from 1e-30 to 1e30 that must be there."""
         return self.number(name, 0.0)
 
     def flag(self, name: str, default: bool) -> bool:

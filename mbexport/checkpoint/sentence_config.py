@@ -127,11 +127,12 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
     steps: list[DenseSpec | NormalizeSpec] = []
     width = hidden
     for module in modules:
-        kind, folder = _kind(module), str(module.get("path"))
-        if not is_plain_name(folder) or folder.lower() in TAKEN or "." in folder:
+        kind, folder = _kind(module), module.get("path")
+        own = isinstance(folder, str) and is_plain_name(folder) and "." not in folder
+        if not isinstance(folder, str) or not own or folder.lower() in TAKEN:
             raise CheckpointError(
-                f"{directory / MODULES} names the folder {folder!r:.80}, expected one of the checkpoint's own, such as "
-                "1_Pooling"
+                f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere or is none, expected one "
+                "of the checkpoint's own, such as 1_Pooling"
             )
         on = SENTENCE if pooling else TOKENS
         if kind == "Pooling" and pooling is None:
@@ -147,7 +148,7 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
                 f"{directory / MODULES}: the module {module['type']:.80} is not supported here; "
                 "supported: one Pooling, Dense, Normalize"
             )
-    return _with_settings(directory, pooling, tuple(steps), tuple(str(module["path"]) for module in modules))
+    return _with_settings(directory, pooling, tuple(steps), tuple(module["path"] for module in modules))
 
 
 def with_cross_encoder(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def _with_settings(
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise fields.wrong("prompts", "an object of texts")
     default = settings.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
+    if default is not None and default not in tuple(prompts):
         raise fields.wrong("default_prompt_name", f"one of {', '.join(prompts) or 'no prompts'}")
     return SentenceSpec(
         pooling=pooling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ class Weights:
                 for name in names:
                     tensor = self._tensors.get(name)
                     if tensor is not None and tensor.file == file and name not in self._given:
-                        yield name, _finite_float32(file, name, stream.get_tensor(tensor.stored_name))
+                        yield name, finite(file, name, stream.get_tensor(tensor.stored_name))
 
     def fp32_bytes(self) -> int:
         """Bytes of all tensors as float32."""
@@ -236,10 +237,15 @@ def read_tensors(file: Path) -> dict[str, FloatArray]:
     if fault:
         raise CheckpointError(f"{file}: {fault}")
     with safe_open(file, framework="np") as stream:
-        return {name: _finite_float32(file, name, stream.get_tensor(name)) for name in names}
+        return {name: finite(file, name, stream.get_tensor(name)) for name in names}
 
 
-def _finite_float32(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
+def finite(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
+    """A tensor as float32.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity; ``file`` and ``name`` say which.
+    """
     array = stored.astype(np.float32, copy=False)
     # A float64 sum of finite float32 values cannot overflow.
     if not np.isfinite(np.sum(array, dtype=np.float64)):
@@ -279,7 +285,7 @@ def _sharded_files(directory: Path) -> list[Path]:
     for name in sorted({str(name) for name in weight_map.values()}):
         if not is_plain_name(name):
             raise CheckpointError(f"{index} names the file {name!r:.80}, which lies outside the checkpoint")
-        if not (directory / name).is_file():
+        if not os.path.isfile(directory / name):  # noqa: PTH113 (False, not an error, for a name too long)
             raise CheckpointError(f"{index} names {name:.80}, which is missing")
         files.append(directory / name)
     return files
