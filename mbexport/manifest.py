@@ -174,6 +174,15 @@ class Manifest:
             return None
         return ("token_embeddings",) if self.pooling is None else ("sentence_embedding",)
 
+    @property
+    def needed_outputs(self) -> tuple[str, ...]:
+        """The graph outputs without which there is no answer."""
+        if self.answer_outputs is not None:
+            return self.answer_outputs
+        if self.task == "question-answering":
+            return ("start_logits", "end_logits")
+        return ("last_hidden_state",) if self.task == "feature-extraction" else ("logits",)
+
     def origin(self, engine: Engine) -> Graph | None:
         """The graph that an engine was built from; None where it is gone, or another took its place."""
         same = (graph for graph in self.graphs if (graph.file, graph.sha256) == (engine.graph, engine.graph_sha256))

@@ -90,6 +90,19 @@ def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, Float
             yield f"rope.{kind}.sin", sin
 
 
+def stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a weights file holds for a model, as they lie there, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, *columns) in expected_tensors(spec).items():
+        parts = _part_names(name)
+        part = (rows // len(parts), *columns)
+        shapes |= dict.fromkeys(parts, part[::-1] if is_linear(name, part) else part)
+    for kind, used in (("global", spec.has_global), ("local", spec.has_local)):
+        if used:
+            shapes |= dict.fromkeys((f"rope.{kind}.cos", f"rope.{kind}.sin"), (spec.max_positions, spec.head_dim // 2))
+    return shapes
+
+
 def _part_names(name: str) -> list[str]:
     """The tensors that one of a checkpoint becomes: the joined projections come apart, by SEPARATED."""
     path, _, kind = name.rpartition(".")

@@ -76,15 +76,17 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield no_progress
         return
-    with click.progressbar(
-        length=1, label=label, file=sys.stderr, item_show_func=lambda what: what and printable(what)
-    ) as bar:
+    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=_step) as bar:
 
         def show(done: int, total: int, what: str) -> None:
             bar.length = total
             bar.update(done - bar.pos, what)
 
         yield show
+
+
+def _step(what: str | None) -> str:
+    return printable(what or "")
 
 
 def note(message: str, *, quiet: bool, kind: str = "note") -> None:
