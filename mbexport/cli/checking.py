@@ -149,5 +149,9 @@ def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     if verify:
         with progress_bar("Verifying", quiet=quiet) as progress:
             faults = wrong_files(bundle, manifest, progress)
+            if (bundle / "prepacked").is_dir():
+                from mbexport.runtime.prepacked import wrong_prepacked
+
+                faults += wrong_prepacked(bundle)
         click.echo("\n".join(map(printable, verdict(bundle, faults).splitlines())), err=True)
         sys.exit(FAILED if faults else 0)
