@@ -57,3 +57,8 @@ class ClosedError(MbexportError):
 
 class DeadlineError(MbexportError, TimeoutError):
     """No answer within the time that the caller gave."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a library refused what it was given: by an Exception, or by a panic of Rust code, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

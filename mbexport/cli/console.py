@@ -19,6 +19,7 @@ from mbexport.errors import MbexportError
 from mbexport.files import Progress, no_progress
 
 FAILED, BAD_INPUT, INTERNAL_ERROR = 1, 2, 70
+LONGEST_LINE = 4000  # characters of an error
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,7 +78,7 @@ class OneLineGroup(click.Group):
             if debug:
                 raise
             message = " ".join(f"{type(error).__name__}: {error}".split())
-            click.echo(f"mbexport: internal error: {message}; --debug shows where", err=True)
+            click.echo(f"mbexport: internal error: {printable(message)}; --debug shows where", err=True)
             sys.exit(INTERNAL_ERROR)
 
 
@@ -86,7 +87,7 @@ def _fail(message: str, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mbexport: error: {' '.join(message.split())}", err=True)
+    click.echo(f"mbexport: error: {printable(' '.join(message.split()))[:LONGEST_LINE]}", err=True)
     sys.exit(BAD_INPUT)
 
 
@@ -108,7 +109,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield no_progress if quiet else _only_waits
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=lambda what: what) as bar:
+    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=_step) as bar:
 
         def show(done: int, total: int, what: str) -> None:
             bar.length = total or bar.length
@@ -125,10 +126,14 @@ def _only_waits(done: int, total: int, what: str) -> None:  # noqa: ARG001 (a Pr
         note(what, quiet=False)
 
 
+def _step(what: str | None) -> str:
+    return printable(what or "")
+
+
 def note(message: str, *, quiet: bool, kind: str = "note") -> None:
     """A line on standard error, unless ``quiet``; ``kind``, e.g. ``warning``, stands before it."""
     if not quiet:
-        click.echo(f"{kind}: {message}", err=True)
+        click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
 
 
 @contextlib.contextmanager
@@ -149,8 +154,19 @@ def noted_warnings(*, quiet: bool, kind: str = "note", category: type[Warning] =
                 note(str(warning.message), quiet=quiet, kind=kind)
 
 
+def printable(text: str) -> str:
+    """Text with ? for each character that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each as :func:`printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
         "  ".join(
@@ -165,4 +181,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def facts(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values, one a line, the values aligned."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{name.ljust(width)}  {printable(value)}" for name, value in rows)

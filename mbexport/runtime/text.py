@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import BundleError, InputError, is_refusal
 from mbexport.files import read_json
 from mbexport.manifest import Manifest, Sentence
 from mbexport.options import DEFAULT_VOCABULARY
 from mbexport.runtime.beginnings import beginning, holds, splits_at_blanks
 from mbexport.texts import Text
+from mbexport.tokenizer_file import read_tokenizer
 
 ANSWERED_BY_TOKENS = ("token-classification", "question-answering", "fill-mask")
 
@@ -68,21 +69,15 @@ class TextEncoder:
         keep_offsets: bool = True,
         vocabulary: int | None = None,
     ) -> None:
-        from tokenizers import Tokenizer  # here, beside a graph that is being loaded
-
         self._keep_offsets, self._max_length, self._vocabulary = keep_offsets, max_length, vocabulary
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
             )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-            # The file may fix padding and truncation; this runtime decides both itself.
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
-            self._by_beginnings = splits_at_blanks(self._tokenizer)
-        except Exception as cause:  # tokenizers raises bare Exception
-            raise BundleError(f"{tokenizer_file} is no usable tokenizer: {cause}; export again") from cause
+        # The file may fix padding and truncation; this runtime decides both itself.
+        self._tokenizer = read_tokenizer(tokenizer_file, max_length)
+        self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
+        self._by_beginnings = splits_at_blanks(self._tokenizer)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """Token ids of each text, in order.
@@ -99,7 +94,9 @@ class TextEncoder:
             for number, (text, part) in enumerate(zip(texts, parts, strict=True)):
                 if len(part) < len(text) and not holds(encodings[number], part):
                     encodings[number] = self._tokenizer.encode_batch([text])[0]
-        except Exception as cause:
+        except BaseException as cause:
+            if not is_refusal(cause):
+                raise
             raise InputError(self._fault(texts, cause)) from cause
         encoded = [self._encoded(encoding) for encoding in encodings]
         for number, item in enumerate(encoded):
@@ -136,12 +133,14 @@ class TextEncoder:
             return Encoded(ids, truncated)
         return Encoded(ids, truncated, encoding.sequence_ids, encoding.word_ids, encoding.offsets)
 
-    def _fault(self, texts: Sequence[Text], cause: Exception) -> str:
+    def _fault(self, texts: Sequence[Text], cause: BaseException) -> str:
         """Which of the texts the tokenizer refuses, and why."""
         for number, text in enumerate(texts):
             try:
                 self._tokenizer.encode_batch([text])
-            except Exception as own:  # noqa: PERF203 (only after a failure)
+            except BaseException as own:  # noqa: PERF203 (only after a failure)
+                if not is_refusal(own):
+                    raise
                 return f"text {number} cannot be tokenized (its first segment may leave no room for the second): {own}"
         return f"the texts cannot be tokenized: {cause}"
 
