@@ -437,14 +437,13 @@ def test_no_number_in_any_stored_type(dtype: torch.dtype, value: float, tmp_path
 def test_a_dense_layer_of_a_pipeline_without_numbers(tmp_path: Path) -> None:
     pipeline = save_pipeline(tmp_path, *PIPELINES["dense"]())
     (file,) = pipeline.glob("*_Dense/model.safetensors")
-    tensors = load_file(file)
-    save_file({name: tensor.double() * 1e300 for name, tensor in tensors.items()}, file)  # beyond float32
+    save_file({name: tensor / 0 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(CheckpointError, match=r"linear\.\w+ holds NaN or infinity"):
         export_onnx(pipeline, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
-    ("value", "alpha", "fits"), [(1e20, 8, False), (1e-3, 1e300, False), (1e-3, float("nan"), False), (1e-3, 8, True)]
+    ("value", "alpha", "fits"), [(1e20, 8, False), (1e10, 1e30, False), (1e-3, 1e30, True), (1e-3, 8, True)]
 )
 def test_an_adapter_that_overflows_when_it_is_merged(value: float, alpha: float, fits: bool, tmp_path: Path) -> None:
     """All tensors of both are finite."""
