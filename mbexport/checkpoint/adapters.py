@@ -34,6 +34,8 @@ UNSUPPORTED = (
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 LARGEST_ALPHA = 1e30
+# Of a regular expression: what takes exponential time where it fails, and what many of do.
+REPEATED_GROUP, REPEAT, MOST_REPEATS = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+?{]"), 6
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
@@ -195,6 +197,11 @@ def _pattern(patterns: Any, module: str, default: Any) -> float:
     if not isinstance(patterns or {}, dict):
         raise CheckpointError(f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object")
     for pattern, value in (patterns or {}).items():
+        if REPEATED_GROUP.search(pattern) or len(REPEAT.findall(pattern)) > MOST_REPEATS:
+            raise CheckpointError(
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, which could be tried for years; write it without "
+                f"repeated groups, and with at most {MOST_REPEATS} of * + ? and {{"
+            )
         try:
             found = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as cause:

@@ -161,7 +161,7 @@ def _labels(fields: Fields) -> tuple[str, ...] | None:
     expected = "an object that numbers the labels 0, 1, 2, ..."
     try:
         by_number = {int(number): str(label) for number, label in items}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise fields.wrong(name, expected) from None
     if not items or sorted(by_number) != list(range(len(items))):
         raise fields.wrong(name, expected)

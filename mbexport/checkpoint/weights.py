@@ -241,8 +241,9 @@ def finite(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
         CheckpointError: it holds NaN or infinity; ``file`` and ``name`` say which.
     """
     array = stored.astype(np.float32, copy=False)
-    # A float64 sum of finite float32 values cannot overflow.
-    if not np.isfinite(np.sum(array, dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # infinity less infinity, or a signalling NaN
+        total = np.sum(array, dtype=np.float64)  # of finite float32 values it cannot overflow
+    if not np.isfinite(total):
         raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
     return array
 
