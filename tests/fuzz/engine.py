@@ -7,7 +7,6 @@ it is then the folder's ``current``.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import faulthandler
 import resource
@@ -30,7 +29,8 @@ def main() -> None:
     parser.add_argument("engine", choices=("atheris", "hypothesis"))
     parser.add_argument("--inputs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="for what is found")
+    parser.add_argument("--place", type=Path, required=True, help="empty, to work in")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if options.engine == "atheris":
@@ -39,14 +39,12 @@ def main() -> None:
             stack.enter_context(atheris.instrument_imports(include=["mbexport"]))
         from tests.fuzz import targets, watch
     resource.setrlimit(resource.RLIMIT_AS, (watch.ADDRESS_SPACE, watch.ADDRESS_SPACE))
-    with scratch() as place:
-        target = targets.Workplace(Path(place)).targets[options.target]
-        tally = watch.Tally(options.target, options.engine, options.seed)
-        watched = watch.Watch(target.run, tally, options.folder, options.inputs - 20)
-        atexit.register(watched.save)
-        engine = _atheris if options.engine == "atheris" else _hypothesis
-        engine(target, watched, options)
-        watched.save()
+    target = targets.Workplace(options.place).targets[options.target]
+    tally = watch.Tally(options.target, options.engine, options.seed)
+    watched = watch.Watch(target.run, tally, options.folder, options.inputs - 20)
+    engine = _atheris if options.engine == "atheris" else _hypothesis
+    engine(target, watched, options)
+    watched.save()
 
 
 def _hypothesis(target, watched, options) -> None:  # type: ignore[no-untyped-def]

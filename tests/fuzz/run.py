@@ -58,7 +58,9 @@ def main() -> int:
         "targets": rows,
     }  # fmt: skip
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"seed {options.seed}: {summary['inputs']} inputs, {faults} faults, {summary['seconds']:.0f} s: {options.out / 'summary.json'}")
+    print(
+        f"seed {options.seed}: {summary['inputs']} inputs, {faults} faults, {summary['seconds']:.0f} s: {options.out}"
+    )
     return 1 if faults else 0
 
 
@@ -81,10 +83,10 @@ def _process(target: str, engine: str, inputs: int, seed: int, out: Path) -> dic
     command = [sys.executable, "-m", "tests.fuzz.engine", target, engine]
     command += ["--inputs", str(inputs), "--seed", str(seed), "--folder", str(folder)]
     quick = os.environ | {"RUST_BACKTRACE": "0"}  # naming the frames of a panic takes longer than all else
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log, scratch() as place:
         try:
             code = subprocess.run(
-                command, cwd=ROOT, env=quick, stdout=log, stderr=log, timeout=LONGEST, check=False
+                [*command, "--place", place], cwd=ROOT, env=quick, stdout=log, stderr=log, timeout=LONGEST, check=False
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
