@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,16 @@ from typing import Any
 from mbexport.errors import MbexportError
 
 Progress = Callable[[int, int, str], None]  # done, of how many, what was done last
-MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES, LARGEST_TOKENIZER = 16 * 2**20, 256 * 2**20
 MOST_NESTED = 100
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
     """The JSON object in ``path``.
 
     Raises:
-        error: the file is missing, larger than 16 MiB, not JSON, or no object.
+        error: as :func:`read_json_value`, or it is no object.
     """
     value = read_json_value(path, error)
     if not isinstance(value, dict):
@@ -31,28 +32,51 @@ def read_json(path: Path, error: type[MbexportError]) -> dict[str, Any]:
     return value
 
 
-def read_json_value(path: Path, error: type[MbexportError]) -> Any:
+def read_json_value(path: Path, error: type[MbexportError], largest: int = MAX_JSON_BYTES) -> Any:
     """The JSON value in ``path``, of whatever kind.
 
+    Args:
+        path: the file.
+        error: what is raised.
+        largest: bytes that are read at most; 16 MiB.
+
     Raises:
-        error: the file is missing, larger than 16 MiB, not JSON, nested more than 100 deep, or holds half a character.
+        error: as :func:`read_bounded`, or it is not JSON, nested more than 100 deep, or holds half a character.
     """
+    content = read_bounded(path, error, largest)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are read")
-        text = path.read_text("utf-8-sig")
-        value = json.loads(text)
-        if SURROGATE.search(text):  # pairs of them are characters by now
+        value = json.loads(content.decode("utf-8-sig"))
+        if SURROGATE.search(content):  # pairs of them are characters by now
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         _check_depth(value)
+    except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, nested too deep
+        raise error(f"{path} is not valid JSON: {cause}") from cause
+    return value
+
+
+def read_bounded(path: Path, error: type[MbexportError], largest: int) -> bytes:
+    """The content of a regular file: never of a device or a pipe, which may have no end or keep its reader waiting.
+
+    Raises:
+        error: the file is missing, of another kind, larger than ``largest`` bytes, or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as stream:
+            state = os.fstat(stream.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise error(f"{path} is a device or a pipe, expected a file")
+            if state.st_size > largest:
+                raise error(f"{path} has {state.st_size} bytes; at most {largest} are read")
+            return stream.read(state.st_size)  # what a file of the kernel's says besides is not waited for
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror}") from cause
-    except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, nested too deep
-        raise error(f"{path} is not valid JSON: {cause}") from cause
-    return value
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open also a pipe that nobody writes to."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_depth(value: Any) -> None:
@@ -68,6 +92,24 @@ def _inner(item: Any) -> Iterable[Any]:
     if isinstance(item, dict):
         return item.values()
     return item if isinstance(item, list) else ()
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text names something in a folder itself, on every system."""
+    return name not in ("", ".", "..") and not any(c in "/\\:" or ord(c) < ord(" ") for c in name)
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(2**20))  # one for all: new memory for each piece would take half of the time
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while size := stream.readinto(buffer):
+                digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def to_json(value: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mbexport.errors import BundleError, is_refusal
+from mbexport.files import LARGEST_TOKENIZER, read_bounded
 
 MOST_GROWTH = 256  # times the length of a text; the map of SentencePiece's nmt_nfkc alone has 33
 MOST_PARTS = 64  # of a normalizer, a pre-tokenizer or a post-processor
@@ -31,8 +32,8 @@ def read_tokenizer(file: Path, max_length: int) -> Any:
     """
     from tokenizers import Tokenizer  # here, beside a graph that is being loaded
 
+    content = read_bounded(file, BundleError, LARGEST_TOKENIZER)
     try:
-        content = file.read_bytes()
         _check_content(content)
         tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_padding()

@@ -66,17 +66,6 @@ def cannot_write(bundle: Path, cause: OSError) -> BundleError:
     return BundleError(f"{place} cannot be written: {cause.strerror or cause}")
 
 
-def sha256(*paths: Path) -> str:
-    """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(2**20))  # one for all: new memory for each piece would take half of the time
-    for path in paths:
-        with path.open("rb", buffering=0) as stream:
-            while size := stream.readinto(buffer):
-                digest.update(buffer[:size])
-    return digest.hexdigest()
-
-
 class HashedFile:
     """A new file whose SHA-256 is computed on another core while it is written.
 

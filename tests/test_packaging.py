@@ -429,7 +429,7 @@ def test_a_graph_that_does_not_run_is_not_packaged(own: Path, tmp_path: Path) ->
     graph = own / "onnx" / "model_ort.onnx"
     graph.write_bytes(b"no graph, but model.onnx_data")
     raw = json.loads((own / manifests.FILE_NAME).read_text())
-    from mbexport.writing import sha256
+    from mbexport.files import sha256
 
     raw["graphs"][1]["sha256"] = sha256(graph)
     (own / manifests.FILE_NAME).write_text(json.dumps(raw))

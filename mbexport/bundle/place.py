@@ -13,9 +13,8 @@ import onnx_ir as ir
 from mbexport import manifest as manifests
 from mbexport.bundle.graphs import external
 from mbexport.bundle.weights import Place
-from mbexport.files import beside, put_in_place
+from mbexport.files import beside, put_in_place, sha256
 from mbexport.manifest import Check, Graph, Manifest, WeightsFile
-from mbexport.writing import sha256
 
 
 @dataclass(frozen=True)

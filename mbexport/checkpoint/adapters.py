@@ -34,8 +34,9 @@ UNSUPPORTED = (
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 LARGEST_ALPHA = 1e30
-# Of a regular expression: what takes exponential time where it fails, and what many of do.
-REPEATED_GROUP, REPEAT, MOST_REPEATS = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+?{]"), 6
+# The time of Python's re grows exponentially with repetitions of groups and with the number of choices.
+UNBOUNDED = re.compile(r"\)[*+?{]|(?:[*+?{|][^*+?{|]*){3}")
+MOST_PATTERNS, LONGEST_PATH = 128, 80
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
@@ -139,13 +140,13 @@ class MergedWeights(Weights):
     def _target(self, module: str) -> str:
         name = self.canonical(f"{module}.weight")
         if self.shape(name) is None:
-            raise CheckpointError(f"{self._adapter_file} changes {name}, which the base model does not have")
+            raise CheckpointError(f"{self._adapter_file} changes {name:.120}, which the base model does not have")
         return name
 
     def _give_module(self, name: str, array: FloatArray) -> None:
         if "lora_" in name or not name.endswith((".weight", ".bias")):
             raise CheckpointError(
-                f"{self._adapter_file} holds {name}, which is neither lora_A, lora_B nor a saved module"
+                f"{self._adapter_file} holds {name:.120}, which is neither lora_A, lora_B nor a saved module"
             )
         self.give(self.canonical(name), array)
 
@@ -189,18 +190,28 @@ def _delta(
         raise CheckpointError(f"{file}: lora_A and lora_B of {module} have rank 0, expected 1 or more")
     alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+    with np.errstate(all="ignore"):
+        delta = np.asarray((pair["B"] @ pair["A"]) * np.float32(scale), dtype=np.float32)
+    if not np.isfinite(delta).all():
+        raise CheckpointError(
+            f"{TENSORS}: the change to {module:.120} is too large for float32; lora_alpha is {alpha:g}"
+        )
+    return delta
 
 
 def _pattern(patterns: Any, module: str, default: Any) -> float:
     """The value of the first pattern that ends the module's path, as PEFT matches them."""
-    if not isinstance(patterns or {}, dict):
-        raise CheckpointError(f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object")
-    for pattern, value in (patterns or {}).items():
-        if REPEATED_GROUP.search(pattern) or len(REPEAT.findall(pattern)) > MOST_REPEATS:
+    patterns = patterns or {}
+    if not isinstance(patterns, dict) or len(patterns) > MOST_PATTERNS or (patterns and len(module) > LONGEST_PATH):
+        raise CheckpointError(
+            f"{CONFIG}: alpha_pattern is {patterns!r:.80}, expected an object of at most {MOST_PATTERNS} patterns, "
+            f"for modules whose paths have at most {LONGEST_PATH} characters"
+        )
+    for pattern, value in patterns.items():
+        if len(pattern) > LONGEST_PATH or UNBOUNDED.search(pattern):
             raise CheckpointError(
-                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, which could be tried for years; write it without "
-                f"repeated groups, and with at most {MOST_REPEATS} of * + ? and {{"
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, which may take for ever to compare; expected the path "
+                f"of a module, at most {LONGEST_PATH} characters, with at most two of * + ? {{ | and none after )"
             )
         try:
             found = re.match(rf"(.*\.)?({pattern})$", module)

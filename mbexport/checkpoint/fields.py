@@ -36,11 +36,11 @@ class Fields:
         """The field as it stands, None where it is missing."""
         return self._values.get(name)
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A dimension: a whole number from 1 to 2**24."""
+    def size(self, name: str, default: int | None = None, largest: int = LARGEST_DIMENSION) -> int:
+        """A dimension: a whole number from 1 to ``largest``, 2**24."""
         value = self._values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_DIMENSION:
-            raise self.wrong(name, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise self.wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def number(self, name: str, default: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mbexport.cli.console import FAILED, common_options, note, progress_bar
+from mbexport.cli.console import FAILED, common_options, note, printable, progress_bar
 from mbexport.cli.parameters import BASE, DIRECTORY
 from mbexport.cli.show import bench_text, manifest_text
 from mbexport.cli.show_parity import parity_text
@@ -149,5 +149,9 @@ def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     if verify:
         with progress_bar("Verifying", quiet=quiet) as progress:
             faults = wrong_files(bundle, manifest, progress)
-        click.echo(verdict(bundle, faults), err=True)
+            if (bundle / "prepacked").is_dir():
+                from mbexport.runtime.prepacked import wrong_prepacked
+
+                faults += wrong_prepacked(bundle)
+        click.echo("\n".join(map(printable, verdict(bundle, faults).splitlines())), err=True)
         sys.exit(FAILED if faults else 0)

@@ -16,6 +16,7 @@ from mbexport.errors import MbexportError
 from mbexport.files import Progress, no_progress
 
 FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
+LONGEST_LINE = 4000  # characters of an error
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,7 +45,7 @@ class OneLineGroup(click.Group):
             if debug:
                 raise
             message = " ".join(f"{type(error).__name__}: {error}".split())
-            click.echo(f"mbexport: internal error: {message}; --debug shows where", err=True)
+            click.echo(f"mbexport: internal error: {printable(message)}; --debug shows where", err=True)
             sys.exit(INTERNAL_ERROR)
 
 
@@ -53,7 +54,7 @@ def _fail(message: str, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mbexport: error: {printable(' '.join(message.split()))}", err=True)
+    click.echo(f"mbexport: error: {printable(' '.join(message.split()))[:LONGEST_LINE]}", err=True)
     sys.exit(BAD_INPUT)
 
 
@@ -75,7 +76,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield no_progress
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=lambda what: what) as bar:
+    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=_step) as bar:
 
         def show(done: int, total: int, what: str) -> None:
             bar.length = total
@@ -84,10 +85,14 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
         yield show
 
 
+def _step(what: str | None) -> str:
+    return printable(what or "")
+
+
 def note(message: str, *, quiet: bool, kind: str = "note") -> None:
     """A line on standard error, unless ``quiet``; ``kind``, e.g. ``warning``, stands before it."""
     if not quiet:
-        click.echo(f"{kind}: {message}", err=True)
+        click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
 
 
 @contextlib.contextmanager
@@ -115,6 +120,7 @@ def printable(text: str) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
         "  ".join(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
-from mbexport.files import Progress, to_json
+from mbexport.files import Progress, sha256, to_json
 from mbexport.manifest import FILE_NAME, Manifest
 from mbexport.options import PACKAGE_DEVICES, PACKAGE_FORMATS, PACKAGE_PRECISIONS
 from mbexport.packaging.choose import Choice, choose
@@ -20,7 +20,7 @@ from mbexport.packaging.guide import guide
 from mbexport.packaging.signature import read_signature
 from mbexport.runtime.text import bundle_encoder
 from mbexport.version import __version__
-from mbexport.writing import check_target, new_directory, sha256
+from mbexport.writing import check_target, new_directory
 
 REPORT = "mbexport-package.json"  # marks a repository that --force may replace
 VERSION = "1"  # of both models: the folder that Triton takes

@@ -22,7 +22,7 @@ from mbexport.runtime.backends.interface import Backend, IntArray
 from mbexport.runtime.forward import Outputs, forward
 from mbexport.runtime.heads import FloatArray
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.start import Executor, Wish, run_once, start
+from mbexport.runtime.start import Executor, Wish, check_outputs, run_once, start
 from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks, with_prompt
 from mbexport.texts import Text
 
@@ -276,8 +276,8 @@ def load(
             weights are in memory twice.
 
     Raises:
-        BundleError: no bundle there, a file of it missing, cut short or changed, no such precision, or
-            an int8 graph in which this CPU would saturate.
+        BundleError: no bundle there, a file of it missing, cut short or changed, a graph of another task or with
+            tensors in other places, no such precision, or an int8 graph in which this CPU would saturate.
         InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` or ``fp8`` where none is used.
         BackendError: ONNX Runtime refuses the graph.
     """
@@ -297,6 +297,7 @@ def load(
             f"{directory}: the mask token {manifest.mask_token!r} is not in tokenizer.json; "
             "set mask_token in the checkpoint's tokenizer_config.json and export again"
         )
+    check_outputs(directory, manifest, executor.all)
     labels = len(manifest.labels or ())
     if manifest.task in ("text-classification", "token-classification") and executor.all.width("logits") != labels:
         found = f"{executor.all.description} {executor.all.width('logits')}"
