@@ -101,7 +101,7 @@ def names_inside(file: str) -> bool:
     """Whether a text names a file below the bundle, on every system, as ``onnx/model.onnx`` does."""
     parts = file.split("/")
     plain = all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in parts)
-    return plain and not any(character in NO_NAME or ord(character) < ord(" ") for character in file)
+    return plain and file.isprintable() and not any(character in NO_NAME for character in file)
 
 
 _TEXTS, _PROMPTS = "tuple[str, ...]", "dict[str, str]"

@@ -118,6 +118,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines, each as :func:`printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the others to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
