@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mbexport.errors import InputError
+from mbexport.engines.prepare import prepare
+from mbexport.errors import BundleError, InputError
 from mbexport.external import check_external_data, locations
 from mbexport.runtime import load
 from tests.bundles import rehash
@@ -251,3 +252,10 @@ def test_a_bundle_in_the_hub_s_cache_is_loaded(example_bundle: Path, tmp_path: P
         link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
     texts = ["The central bank raised its main interest rate.", "The striker scored twice."]
     assert np.array_equal(load(snapshot).logits(texts), load(example_bundle).logits(texts))
+
+
+def test_tensorrt_s_parser_is_given_no_such_graph(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    relocate(bundle / "onnx" / "model.onnx", str(outside(bundle)))
+    with pytest.raises(BundleError, match="tensors are said to lie in"):
+        prepare(bundle / "onnx" / "model.onnx", [True])
