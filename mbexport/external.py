@@ -50,11 +50,13 @@ def check_external_data(graph: Path, error: type[MbexportError]) -> None:
         raise error(f"{graph} cannot be read as an ONNX graph: {cause}") from cause
     for name in sorted(names):
         parts = PurePosixPath(name).parts
-        if not parts or ".." in parts or any(c in "\\:" or ord(c) < ord(" ") for c in name) or name.startswith("/"):
+        if not parts or ".." in parts or any(c in "\\:*" or ord(c) < ord(" ") for c in name) or name.startswith("/"):
             raise error(f"{graph}: tensors are said to lie in {name!r:.80}, expected a file beside the graph")
         file = graph.parent / name
+        if not file.exists():
+            continue  # what loads the graph says so
         if not file.is_file():
-            raise error(f"{graph}: tensors are said to lie in {name!r:.80}, which is missing or no file")
+            raise error(f"{graph}: tensors are said to lie in {name!r:.80}, which is no file")
         elsewhere = outside(file, graph.parent)
         if elsewhere is not None:
             raise error(

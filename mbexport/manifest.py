@@ -309,6 +309,8 @@ def _sentence(reader: Reader) -> Sentence | None:
     sentence = reader.optional("sentence", Sentence)
     if sentence is None:
         return None
+    if reader.choice("task", TASKS) != "feature-extraction":
+        raise reader.wrong("task", "'feature-extraction', as it has a field sentence")
     if sentence.default_prompt is not None and sentence.default_prompt not in sentence.prompts:
         raise reader.wrong("sentence", "a default_prompt that is one of its prompts")
     if sentence.truncate_dim is not None and sentence.truncate_dim < 1:

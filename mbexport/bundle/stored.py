@@ -72,7 +72,8 @@ def external_tensors(graph: Path) -> dict[str, ir.ExternalTensor]:
     values = {name: value.const_value for name, value in initializers.items()}
     tensors = {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
     for name, tensor in tensors.items():
-        offset, size = tensor.offset or 0, Path(tensor.path).stat().st_size
+        offset, file = tensor.offset or 0, Path(tensor.path)
+        size = file.stat().st_size if file.is_file() else 0
         if not 0 <= offset <= offset + tensor.nbytes <= size:
             raise BundleError(
                 f"{graph}: {name} is said to lie at byte {offset} of {tensor.location}, which has {size} bytes and not "

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbexport.checkpoint.fields import Fields
-from mbexport.errors import CheckpointError
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 DEFAULT_THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
@@ -84,8 +83,6 @@ def _parse_rope(values: dict[str, Any], where: str, theta: float, positions: int
         raise fields.wrong("rope_theta", "another number than 1")
     if kind != "yarn":
         return RopeSpec(theta, kind, factor=fields.required_number("factor"))
-    if theta == 1:
-        raise CheckpointError(f"{where}: rope_theta is 1, by which every channel turns alike; expected another number")
     original = fields.size("original_max_position_embeddings", positions)
 
     def optional(name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,7 @@ def _read_foreign(name: str, file: Path, spec: ModelSpec) -> SubjectGraph | str:
     if not file.is_file():
         return "it is no file"
     check_external_data(file, InputError)
+    logging.getLogger(ir.__name__).setLevel(logging.ERROR)  # it warns of names in a stranger's graph, as they are
     try:
         model = ir.load(file)  # weights beside it are not read
     except Exception as cause:

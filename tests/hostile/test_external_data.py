@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mbexport.errors import InputError
+from mbexport.engines.prepare import prepare
+from mbexport.errors import BundleError, InputError
 from mbexport.external import check_external_data, locations
 from mbexport.runtime import load
 from tests.bundles import rehash
@@ -161,7 +162,6 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "a device": lambda bundle: linked(bundle / "onnx" / "link", Path("/dev/zero")),
     "a pipe": lambda bundle: piped(bundle / "onnx" / "pipe"),
     "a folder": lambda _: "../onnx",
-    "nothing": lambda _: "nothing",
     "no name": lambda _: "",
     "a name for memory": lambda _: "*/_ORT_MEM_ADDR_/*",  # at which OpenVINO 2026.4 reads any address
     "a name with a zero": lambda _: f"{DATA}\0x",
@@ -199,7 +199,6 @@ def test_no_command_opens_what_lies_elsewhere(example_bundle: Path, tmp_path: Pa
             foreign = bundle / "onnx" / "model.onnx"
             commands += [
                 ["prepack", bundle],
-                ["package", bundle, "-o", bundle.parent / "repository"],
                 ["int8", bundle, "--calibration", EXAMPLE.parent / "sentences.txt"],
                 ["trt", bundle, "--gpu", "t4"],
                 ["validate", bundle, "--against", example_bundle],
@@ -207,6 +206,8 @@ def test_no_command_opens_what_lies_elsewhere(example_bundle: Path, tmp_path: Pa
                 ["bench", example_bundle, "--against", f"onnxruntime={foreign}", "--shapes", "1x8"],
                 ["bench", example_bundle, "--against", f"openvino={foreign}", "--shapes", "1x8"],
             ]
+        if name == "absolute":  # of others nothing is copied
+            commands.append(["package", bundle, "-o", bundle.parent / "repository"])
     for outcome in run_bounded(commands):
         outcome.assert_refused("tensors are said to lie in")
 
@@ -251,3 +252,10 @@ def test_a_bundle_in_the_hub_s_cache_is_loaded(example_bundle: Path, tmp_path: P
         link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
     texts = ["The central bank raised its main interest rate.", "The striker scored twice."]
     assert np.array_equal(load(snapshot).logits(texts), load(example_bundle).logits(texts))
+
+
+def test_tensorrt_s_parser_is_given_no_such_graph(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    relocate(bundle / "onnx" / "model.onnx", str(outside(bundle)))
+    with pytest.raises(BundleError, match="tensors are said to lie in"):
+        prepare(bundle / "onnx" / "model.onnx", [True])

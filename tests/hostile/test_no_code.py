@@ -6,10 +6,14 @@ import ast
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import mbexport
 from mbexport import export_onnx, validate
@@ -164,3 +168,18 @@ def test_nothing_is_said_that_a_terminal_obeys(example_bundle: Path, tmp_path: P
         for line in (outcome.stdout + outcome.stderr).split("\n"):
             assert line.replace("\t", "").isprintable(), line
             assert not line.startswith("next")
+
+
+def test_what_libraries_log_of_a_stranger_s_graph_is_not_shown(example_bundle: Path, tmp_path: Path) -> None:
+    graph = Path(shutil.copytree(example_bundle / "onnx", tmp_path / "graphs")) / "model.onnx"
+    shutil.copy(example_bundle / "config.json", graph.parent)
+    made = onnx.load(graph, load_external_data=False)
+    branch = helper.make_graph([], "branch", [], [])
+    made.graph.node.append(helper.make_node("If", ["\x1b[2J"], [], then_branch=branch, else_branch=branch))
+    graph.write_bytes(made.SerializeToString())
+    command = [sys.executable, "-m", "mbexport", "validate", str(graph), "--against", str(example_bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("mbexport: error: ")
+    assert line.isprintable()
