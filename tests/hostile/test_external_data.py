@@ -12,9 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mbexport import manifest as manifests
+from mbexport.bundle.half import ensure_half_graph
+from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.engines.prepare import prepare
 from mbexport.errors import BundleError, InputError
 from mbexport.external import check_external_data, locations
+from mbexport.parity.subjects import open_subject
 from mbexport.runtime import load
 from tests.bundles import rehash
 from tests.checkpoints import EXAMPLE
@@ -259,3 +263,11 @@ def test_tensorrt_s_parser_is_given_no_such_graph(example_bundle: Path, tmp_path
     relocate(bundle / "onnx" / "model.onnx", str(outside(bundle)))
     with pytest.raises(BundleError, match="tensors are said to lie in"):
         prepare(bundle / "onnx" / "model.onnx", [True])
+
+
+def test_graphs_of_a_bundle_are_looked_through_before_they_are_compared(example_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(example_bundle, tmp_path / "bundle"))
+    graph = ensure_half_graph(bundle, "fp16")
+    relocate(bundle / graph.file, piped(bundle / "onnx" / "pipe"))
+    with pytest.raises(BundleError, match=r"model_fp16\.onnx: tensors are said to lie in 'pipe'"):
+        open_subject(bundle, read_bundle_spec(bundle, manifests.read(bundle)), bisect=False)
