@@ -194,7 +194,8 @@ def _delta(
     changed, rank = (len(pair["B"]), pair["A"].shape[1]), len(pair["A"])
     if changed != shape:  # before the product: two vectors can ask for a matrix of terabytes
         raise CheckpointError(
-            f"{file}: the change to {module}.weight has shape {list(changed)}, the base model's tensor {list(shape)}"
+            f"{file}: the change to {Weights.canonical(module):.120}.weight has shape {list(changed)}, "
+            f"the base model's tensor {list(shape)}"
         )
     if not rank:
         raise CheckpointError(f"{file}: lora_A and lora_B of {module} have rank 0, expected 1 or more")

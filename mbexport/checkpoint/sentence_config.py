@@ -103,7 +103,7 @@ def read_modules(directory: Path) -> list[dict[str, str]] | None:
     modules = read_json_value(path, CheckpointError)
     entries = modules if isinstance(modules, list) and len(modules) <= MOST_MODULES else []
     if not entries or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in entries):
-        raise CheckpointError(f"{path} is no list of up to {MOST_MODULES} modules; save the model again")
+        raise CheckpointError(f"{path} is no list of modules, {MOST_MODULES} at most; save the model again")
     if _kind(entries[0]) != "Transformer" or entries[0].get("path"):
         raise CheckpointError(
             f"{path}: the first module is {entries[0]['type']:.80} in {entries[0].get('path')!r:.80}, expected a "

@@ -232,7 +232,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         f"module in {path!r}": (modules(pooling(path)), ("modules.json names the folder",))
         for path in ("..", ".", "", "/etc", "a/b", "..\\x", "onnx", "Engines", "reports", "mbexport.json", 5)
     },
-    "many modules": (modules(*[{"type": "Normalize", "path": "n"}] * 1000), ("no list of up to 64",)),
+    "many modules": (modules(*[{"type": "Normalize", "path": "n"}] * 1000), ("no list of modules, 64 at most",)),
     "default prompt that is a list": (
         modules({"type": "Normalize", "path": "n"}, settings='{"default_prompt_name": []}'),
         ("default_prompt_name",),
