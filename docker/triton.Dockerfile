@@ -16,6 +16,8 @@ COPY --from=build /wheels /wheels
 # Into the Python that the backend was built for; its NumPy stays as the image has it.
 RUN numpy="$(python3 -c 'import numpy; print(numpy.__version__)')" \
     && python3 -m pip install --no-cache-dir --break-system-packages /wheels/*.whl "numpy==${numpy}"
+# Triton's own ONNX Runtime backend, which no Python of ours comes before, sends usage data to its maker unless told.
+ENV ORT_DISABLE_TELEMETRY=1
 # The image's own user, triton-server.
 USER 1000:1000
 EXPOSE 8000 8001 8002

@@ -6,10 +6,15 @@ The functions below are what the commands call. They are imported on first use, 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mbexport.errors import MbexportError
 from mbexport.version import __version__
+
+# ONNX Runtime 1.29 and later send usage data to their maker, from the moment they are imported; here nothing of
+# mbexport's has imported them yet, and its child processes inherit this. Who wants it sent sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from mbexport.pipeline import build_engine, export_onnx, package, quantize_int8, validate

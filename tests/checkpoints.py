@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import transformers
+
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "news_topics" / "checkpoint"
 CLASSIFIER, ENCODER = "ModernBertForSequenceClassification", "ModernBertModel"
@@ -33,6 +34,9 @@ TINY: dict[str, Any] = {
 
 def save_checkpoint(directory: Path, architecture: str = CLASSIFIER, seed: int = 0, **config: Any) -> Path:
     """A random model of transformers' own class, whose attention is far from uniform."""
+    import torch
+    import transformers
+
     settings = transformers.ModernBertConfig(**(TINY | config))
     torch.manual_seed(seed)
     model = getattr(transformers, architecture)(settings)
@@ -43,6 +47,8 @@ def save_checkpoint(directory: Path, architecture: str = CLASSIFIER, seed: int =
 
 def randomise(model: torch.nn.Module, hidden: int) -> None:
     """Attention scores of a standard deviation of about 2.5, norms and biases that are not 1 and 0."""
+    import torch
+
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -80,6 +86,9 @@ def copy_example(directory: Path) -> Path:
 
 def torch_model(directory: Path, implementation: str = "eager") -> Any:
     """The checkpoint as transformers loads it."""
+    import torch
+    import transformers
+
     architecture = json.loads((directory / "config.json").read_text())["architectures"][0]
     model = getattr(transformers, architecture).from_pretrained(
         directory, attn_implementation=implementation, dtype=torch.float32
@@ -89,6 +98,8 @@ def torch_model(directory: Path, implementation: str = "eager") -> Any:
 
 def torch_output(model: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits, or the last hidden state of a bare encoder."""
+    import torch
+
     with torch.inference_mode():
         output = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
     return output[0].numpy()

@@ -143,6 +143,7 @@ def test_an_int8_graph_that_saturates_here_is_left_out(
 
 
 def test_peers_of_every_kind_agree_on_padded_rows(example_bundle: Path) -> None:
+    pytest.importorskip("torch")
     graph = example_bundle / "onnx" / "model.onnx"
     peers = {"openvino": ("openvino", graph), "sdpa": ("torch-sdpa", EXAMPLE), "eager": ("torch-eager", EXAMPLE)}
     maker = Maker(5000)

@@ -231,6 +231,17 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def test_calibration_needs_a_later_onnx_runtime(
+    example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    (tmp_path / "texts.txt").write_text("The striker scored.\n")
+    result = run("int8", example_bundle, "--calibration", tmp_path / "texts.txt")
+    assert result.exit_code == 2
+    assert "ONNX Runtime is 1.23.2, which cannot compute INT8 graphs for TensorRT" in result.stderr
+    assert "install onnxruntime>=1.24" in result.stderr
+
+
 def test_predict_takes_a_precision(bundle: Path) -> None:
     add_int8(bundle, NARROW, "failed", bits=7)
     plain, named = (run("predict", bundle, *option, *TEXTS) for option in ((), ("--precision", "int8")))

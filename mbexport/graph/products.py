@@ -92,7 +92,7 @@ class IntegerProducts(Products):
         if not b.has_weight(f"{site.name}.step"):
             return self._by_row(entered.value, name)
         step = b.weight(f"{site.name}.step")
-        return Entered(b.op("QuantizeLinear", entered.value, step, self._zero(), name=f"{name}_codes"), step)
+        return Entered(self._codes(entered.value, step, name), step)
 
     def _by_row(self, x: ir.Value, name: str) -> Entered:
         """Each token's numbers by its largest magnitude; x [..., in]."""
@@ -102,7 +102,11 @@ class IntegerProducts(Products):
         largest = b.op("ReduceMax", sizes, b.ints(-1), name=f"{name}_largest", keepdims=1)
         largest = b.op("Max", largest, b.constant("smallest_row", SMALLEST), name=f"{name}_rows")
         within = b.op("Div", x, largest, name=f"{name}_within")  # [-1, 1]
-        return Entered(b.op("QuantizeLinear", within, step, self._zero(), name=f"{name}_codes"), step, largest)
+        return Entered(self._codes(within, step, name), step, largest)
+
+    def _codes(self, x: ir.Value, step: ir.Value, name: str) -> ir.Value:
+        """uint8, as x; of ONNX Runtime's own domain: 1.23, the last for Python 3.10, lacks that of opset 23."""
+        return self._b.op("QuantizeLinear", x, step, self._zero(), name=f"{name}_codes", domain=MICROSOFT)
 
     def _zero(self) -> ir.Value:
         """The code of zero, uint8 scalar."""

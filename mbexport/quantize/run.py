@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import onnxruntime
+
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
 from mbexport.bundle.write import FP32_DATA_FILE
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.errors import PrecisionError
+from mbexport.errors import BackendError, PrecisionError
 from mbexport.files import Progress, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.sites import encoder_sites
@@ -35,6 +37,7 @@ from mbexport.writing import cannot_write, make_folder
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"
 SCANNED = 16  # texts that the costs of parts are told from
+OLDEST_ONNX_RUNTIME = (1, 24)  # the first that has QuantizeLinear of opset 23, as graphs for TensorRT do
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Options:
     fp8: bool = False
 
 
+def _check_onnx_runtime() -> None:
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_ONNX_RUNTIME:
+        raise BackendError(
+            f"ONNX Runtime is {onnxruntime.__version__}, which cannot compute INT8 graphs for TensorRT (QuantizeLinear "
+            "of opset 23), and so not judge them; install onnxruntime>=1.24, which needs Python 3.11"
+        )
+
+
 def quantize(
     bundle: Path,
     calibration: Sequence[Example],
@@ -75,8 +86,9 @@ def quantize(
     Raises:
         BundleError: the bundle is damaged or cannot be written.
         InputError: too few texts, or a part to keep that is none.
-        BackendError: ONNX Runtime failed.
+        BackendError: ONNX Runtime failed, or is too old for what it is to judge.
     """
+    _check_onnx_runtime()
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
     spec = read_bundle_spec(bundle, manifest)

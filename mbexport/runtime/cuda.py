@@ -76,7 +76,10 @@ class Cuda:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """What a call returns after its status: nothing, or one value."""
-        status, *values = getattr(self._api, name)(*arguments)
+        try:
+            status, *values = getattr(self._api, name)(*arguments)
+        except RuntimeError as cause:  # cuda-bindings 12.8, where there is no driver
+            raise BackendError(f"{name} failed: {cause}; check nvidia-smi") from cause
         if status != self._api.cudaError_t.cudaSuccess:
             self._api.cudaGetLastError()  # forgotten here, or the next one to look takes it for its own
             what = f" of {arguments[0]} bytes" if name in ("cudaMalloc", "cudaHostAlloc") else ""

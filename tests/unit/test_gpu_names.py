@@ -92,7 +92,7 @@ def test_a_real_call_without_a_driver_is_a_backend_error() -> None:
     try:
         find_gpu()
     except BackendError:
-        with pytest.raises(BackendError, match="cudaMalloc of 100 bytes failed with cudaError"):
+        with pytest.raises(BackendError, match=r"cudaMalloc( of 100 bytes)? failed(: | with cudaE)"):
             Cuda().allocate(100)
     else:
         pytest.skip("there is a GPU here")
