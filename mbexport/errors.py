@@ -23,6 +23,10 @@ class BackendError(MbexportError):
     """The engine underneath (ONNX Runtime) refused to load or run a graph."""
 
 
+class NotFiniteError(BackendError):
+    """What a model gives for a text is no number: NaN or infinity. Other texts have their answers."""
+
+
 class GraphError(MbexportError):
     """The graph builder broke one of its own invariants: a fault of mbexport's."""
 
@@ -53,3 +57,8 @@ class ClosedError(MbexportError):
 
 class DeadlineError(MbexportError, TimeoutError):
     """No answer within the time that the caller gave."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a library refused what it was given: by an Exception, or by a panic of Rust code, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

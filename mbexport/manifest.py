@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from mbexport.errors import BundleError
-from mbexport.files import read_json, to_json, write_atomically
+from mbexport.files import read_json, sha256, to_json, write_atomically
+from mbexport.manifest_fields import LARGEST_LENGTH, Reader, names_inside
 from mbexport.options import QUANTIZED
 
 FILE_NAME = "mbexport.json"
@@ -24,8 +25,6 @@ TASKS = (
 )
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
-LONGEST_NAME = 255  # bytes of a file's name
-NO_NAME = "\\:"  # characters by which Windows leaves a folder
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Sentence:
     """
 
     normalized: bool
-    prompts: dict[str, Any]
+    prompts: dict[str, str]
     default_prompt: str | None = None
     truncate_dim: int | None = None
 
@@ -175,6 +174,15 @@ class Manifest:
             return None
         return ("token_embeddings",) if self.pooling is None else ("sentence_embedding",)
 
+    @property
+    def needed_outputs(self) -> tuple[str, ...]:
+        """The graph outputs without which there is no answer."""
+        if self.answer_outputs is not None:
+            return self.answer_outputs
+        if self.task == "question-answering":
+            return ("start_logits", "end_logits")
+        return ("last_hidden_state",) if self.task == "feature-extraction" else ("logits",)
+
     def origin(self, engine: Engine) -> Graph | None:
         """The graph that an engine was built from; None where it is gone, or another took its place."""
         same = (graph for graph in self.graphs if (graph.file, graph.sha256) == (engine.graph, engine.graph_sha256))
@@ -210,10 +218,13 @@ class Manifest:
         others = tuple(old for old in self.weights if old.file != weights.file)
         return dataclasses.replace(self, weights=(*others, weights))
 
+    def without_engine(self, file: str) -> Manifest:
+        """A copy without the engine of that file."""
+        return dataclasses.replace(self, engines=tuple(engine for engine in self.engines if engine.file != file))
+
     def with_engine(self, engine: Engine) -> Manifest:
         """A copy in which ``engine`` replaces an earlier one of the same file."""
-        others = tuple(old for old in self.engines if old.file != engine.file)
-        return dataclasses.replace(self, engines=(*others, engine))
+        return dataclasses.replace(self, engines=(*self.without_engine(engine.file).engines, engine))
 
 
 def write(manifest: Manifest, bundle: Path) -> None:
@@ -259,39 +270,72 @@ def read(bundle: Path) -> Manifest:
             f"{path} has schema_version {version!r}, this mbexport reads {SCHEMA_VERSION}; "
             "export the checkpoint again, or use the mbexport that wrote it"
         )
-    reader = _Reader(path, raw)
+    reader = Reader(path, raw)
     manifest = Manifest(
         source=reader.one("source", Source),
         task=reader.choice("task", TASKS),
-        max_length=reader.positive("max_length"),
+        max_length=reader.positive("max_length", LARGEST_LENGTH),
         labels=reader.labels(),
         problem_type=reader.optional_text("problem_type"),
         activation=reader.choice("activation", ACTIVATIONS),
         pooling=None if raw.get("pooling") is None else reader.choice("pooling", POOLINGS),
         mask_token=reader.optional_text("mask_token"),
-        sentence=reader.one("sentence", Sentence) if raw.get("sentence") is not None else None,
+        sentence=_sentence(reader),
         weights=reader.many("weights", WeightsFile),
         graphs=reader.many("graphs", Graph),
         engines=reader.many("engines", Engine),
         checks=reader.many("checks", Check),
         notes=reader.texts("notes"),
     )
-    files = [entry.file for part in (manifest.weights, manifest.graphs, manifest.engines) for entry in part]
-    for file in files:
-        if not _names_inside(file):
-            raise BundleError(f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name")
+    _check_names(path, manifest)
     return manifest
 
 
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Each file once, also where a system ignores cases, and none that is there for something else."""
+    known: set[str] = set()
+    files = [entry.file for part in (manifest.weights, manifest.graphs, manifest.engines) for entry in part]
+    for file in files:
+        name = file.casefold()
+        if not names_inside(file):
+            raise BundleError(f"{path} names the file {file!r:.80}, which lies outside the bundle or is no file's name")
+        if name in known or name.endswith(".json"):
+            what = "twice" if name in known else "as a graph, weights or an engine"
+            raise BundleError(f"{path} names the file {file!r:.80} {what}; export again")
+        known.add(name)
+
+
+def _sentence(reader: Reader) -> Sentence | None:
+    sentence = reader.optional("sentence", Sentence)
+    if sentence is None:
+        return None
+    if reader.choice("task", TASKS) != "feature-extraction":
+        raise reader.wrong("task", "'feature-extraction', as it has a field sentence")
+    if sentence.default_prompt is not None and sentence.default_prompt not in sentence.prompts:
+        raise reader.wrong("sentence", "a default_prompt that is one of its prompts")
+    if sentence.truncate_dim is not None and sentence.truncate_dim < 1:
+        raise reader.wrong("sentence", "a truncate_dim from 1")
+    return sentence
+
+
 def check_files(bundle: Path, manifest: Manifest) -> None:
-    """Find files that are missing or cut short before a runtime trips over them.
+    """Find files that are missing, changed or cut short before a runtime trips over them.
+
+    Graphs, which are small, are held to their SHA-256, weights to their size; all of it ``inspect --verify`` checks.
 
     Raises:
         BundleError: names the file.
     """
     for graph in manifest.graphs:
-        if not (bundle / graph.file).is_file():
-            raise BundleError(f"{bundle / graph.file} is missing; copy the whole bundle, or export again")
+        path = bundle / graph.file
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; copy the whole bundle, or export again")
+        digest = sha256(path)
+        if digest != graph.sha256:
+            raise BundleError(
+                f"{path} has the SHA-256 {digest}, the manifest says {graph.sha256:.80}, so it was changed; copy the "
+                "whole bundle, or export again"
+            )
     for weights in manifest.weights:
         path = bundle / weights.file
         found = path.stat().st_size if path.is_file() else 0
@@ -299,85 +343,3 @@ def check_files(bundle: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{path} has {found} bytes, the manifest says {weights.bytes}; copy the whole bundle, or export again"
             )
-
-
-Entry = TypeVar("Entry", Source, Sentence, WeightsFile, Graph, Engine, Check)
-
-
-class _Reader:
-    """Takes typed fields out of a parsed manifest; an error names file and field."""
-
-    def __init__(self, path: Path, raw: dict[str, Any]) -> None:
-        self._path = path
-        self._raw = raw
-
-    def _wrong(self, key: str, expected: str) -> BundleError:
-        found = repr(self._raw.get(key))[:80]
-        return BundleError(f"{self._path}: {key} is {found}, expected {expected}; export again")
-
-    def choice(self, key: str, accepted: tuple[str, ...]) -> str:
-        value = self._raw.get(key)
-        if value not in accepted:
-            raise self._wrong(key, f"one of {', '.join(accepted)}")
-        return str(value)
-
-    def positive(self, key: str) -> int:
-        value = self._raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._wrong(key, "a positive whole number")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        value = self._raw.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self._wrong(key, "a text or null")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._raw.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self._wrong(key, "a list of texts")
-        return tuple(value)
-
-    def labels(self) -> tuple[str, ...] | None:
-        return None if self._raw.get("labels") is None else self.texts("labels")
-
-    def one(self, key: str, entry: type[Entry]) -> Entry:
-        return self._entry(key, self._raw.get(key), entry)
-
-    def many(self, key: str, entry: type[Entry]) -> tuple[Entry, ...]:
-        value = self._raw.get(key, [])
-        if not isinstance(value, list):
-            raise self._wrong(key, "a list")
-        return tuple(self._entry(key, item, entry) for item in value)
-
-    def _entry(self, key: str, value: object, entry: type[Entry]) -> Entry:
-        wanted = {f.name: str(f.type) for f in dataclasses.fields(entry)}
-        given = value if isinstance(value, dict) else {}
-        # Fields came later than bundles did: a list that is missing is empty, what may be None is None.
-        taken = {name: given.get(name, [] if kind == _TEXTS else None) for name, kind in wanted.items()}
-        if not isinstance(value, dict) or not all(_is(taken[name], kind) for name, kind in wanted.items()):
-            expected = ", ".join(f"{name}: {kind}" for name, kind in wanted.items())
-            raise self._wrong(key, f"entries of {{{expected}}}")
-        fields: dict[str, Any] = {n: tuple(item) if isinstance(item, list) else item for n, item in taken.items()}
-        return entry(**fields)
-
-
-def _names_inside(file: str) -> bool:
-    """Whether a text names a file below the bundle, on every system, as ``onnx/model.onnx`` does."""
-    parts = file.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in parts)
-    return plain and not any(character in NO_NAME or ord(character) < ord(" ") for character in file)
-
-
-_TEXTS = "tuple[str, ...]"
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,), _TEXTS: (list,),
-    "str | None": (str, type(None)), "int | None": (int, type(None)), "bool | None": (bool, type(None)),
-}  # fmt: skip
-
-
-def _is(value: object, kind: str) -> bool:
-    """Whether a value of a JSON file has the type that a field states."""
-    texts = not isinstance(value, list) or all(isinstance(item, str) for item in value)
-    return type(value) in _TYPES[kind] and texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 DEFAULT_BUNDLE = "mbexport-out"
+DEFAULT_VOCABULARY = 50_368  # rows of the embedding where config.json does not say, as in transformers
 DEFAULT_MAX_LENGTH = 2048  # tokens of the longest input that validate compares on
 REFERENCES = ("auto", "flash_attention_2", "sdpa", "eager")  # PyTorch's attention implementations
 DEVICES = ("auto", "cpu", "cuda")  # that the runtime loads a bundle on

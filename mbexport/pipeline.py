@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mbexport.claims import claimed
 from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress
 from mbexport.manifest import Manifest
@@ -105,13 +106,7 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         BackendError: ONNX Runtime refuses a graph.
         MissingExtraError: the extra ``validate`` is not installed (``export`` is enough for ``against``).
     """
-    if (checkpoint is None) == (against is None):
-        found = "neither of them is" if checkpoint is None else "both of them are"
-        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} given")
-    if checkpoint is None and base is not None:
-        raise InputError("--base is the base model of a --checkpoint that is an adapter; leave it out with --against")
-    if checkpoint is None and reference != "auto":
-        raise InputError(f"--reference {reference} is a way to run a --checkpoint; leave it out with --against")
+    _check_reference(bundle, checkpoint, against, base, reference)
     needed = ("torch", "transformers") if checkpoint is not None else ()
     require(*needed, "onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.checkpoint.load import load_checkpoint
@@ -123,7 +118,8 @@ def validate(  # noqa: PLR0913 (one parameter an option)
         Path(report).mkdir(parents=True, exist_ok=True)  # before any work is done
     origin = Path(against) if against is not None else load_checkpoint(Path(checkpoint or ""), _path(base))
     options = Options(reference, texts, max_length, bisect)
-    result = run_validation(Path(bundle), origin, options, progress)
+    with claimed(Path(bundle), progress, shared=True):
+        result = run_validation(Path(bundle), origin, options, progress)
     if report is not None:
         write_report(Path(report), result, facts_of(Path(bundle)))
     return result
@@ -172,7 +168,9 @@ def quantize_int8(
         raise InputError(f"max_length is {max_length!r}, expected a whole number from 1")
     options = Options(limits or Held(), max_length, tuple(keep), fp8=fp8)
     judging = None if held_out is None else _examples(held_out)
-    return quantize(Path(bundle), _examples(calibration), judging, options, progress)
+    examples = _examples(calibration)
+    with claimed(Path(bundle), progress):
+        return quantize(Path(bundle), examples, judging, options, progress)
 
 
 def build_engine(  # noqa: PLR0913 (one parameter an option)
@@ -217,11 +215,12 @@ def build_engine(  # noqa: PLR0913 (one parameter an option)
 
     targets = choose_targets((gpu,) if isinstance(gpu, str) else gpu, builder, precision)
     options = Options(precision, tuple(keep_fp32), profiles, workspace, packed)
-    if precision == "fp8":
-        from mbexport.quantize.write import ensure_fp8_graph
+    with claimed(Path(bundle), progress):
+        if precision == "fp8":
+            from mbexport.quantize.write import ensure_fp8_graph
 
-        ensure_fp8_graph(Path(bundle))
-    return build_engines(Path(bundle), targets, options, progress)
+            ensure_fp8_graph(Path(bundle))
+        return build_engines(Path(bundle), targets, options, progress)
 
 
 def package(  # noqa: PLR0913 (one parameter an option)
@@ -261,7 +260,21 @@ def package(  # noqa: PLR0913 (one parameter an option)
     from mbexport.packaging.run import package as write
 
     options = Options(format, name, device, precision, engine)
-    return write(Path(bundle), Path(output), options, force=force, progress=progress)
+    with claimed(Path(bundle), progress, shared=True):
+        return write(Path(bundle), Path(output), options, force=force, progress=progress)
+
+
+def _check_reference(
+    bundle: PathLike, checkpoint: PathLike | None, against: PathLike | None, base: PathLike | None, reference: str
+) -> None:
+    """Refuse choices that do not go together."""
+    if (checkpoint is None) == (against is None):
+        found = "neither of them is" if checkpoint is None else "both of them are"
+        raise InputError(f"{bundle} is compared with one of --checkpoint and --against; {found} given")
+    if checkpoint is None and base is not None:
+        raise InputError("--base is the base model of a --checkpoint that is an adapter; leave it out with --against")
+    if checkpoint is None and reference != "auto":
+        raise InputError(f"--reference {reference} is a way to run a --checkpoint; leave it out with --against")
 
 
 def _examples(given: PathLike | Sequence[Text | Example]) -> list[Example]:

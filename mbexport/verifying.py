@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mbexport.files import Progress, no_progress
+from mbexport.files import Progress, no_progress, sha256
 from mbexport.manifest import Engine, Graph, Manifest, WeightsFile
-from mbexport.writing import sha256
 
 
 def wrong_files(bundle: Path, manifest: Manifest, progress: Progress = no_progress) -> list[str]:

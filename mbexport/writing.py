@@ -10,12 +10,16 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from glob import escape
 from pathlib import Path
 
-from mbexport.errors import BundleError
+from mbexport.errors import BundleError, InputError, MbexportError
+from mbexport.exchange import exchanged
 from mbexport.manifest import FILE_NAME as MANIFEST
+from mbexport.temporary import folder_beside
 
+ASIDE = "mbexport-old-"  # in the names of directories that were set aside
 MOST_PENDING = 64 * 2**20  # bytes that are written and not hashed yet, which stay in memory
 
 
@@ -44,6 +48,22 @@ def check_target(target: Path, *, force: bool, marker: str = MANIFEST, kind: str
         )
 
 
+def check_space(place: Path, target: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        place: a folder on the disk.
+        target: what is to be written.
+        needed: bytes.
+
+    Raises:
+        BundleError: there is less room.
+    """
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise BundleError(f"{target} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder of a bundle, unless it is there.
 
@@ -64,17 +84,6 @@ def cannot_write(bundle: Path, cause: OSError) -> BundleError:
     if place != bundle and place.name.startswith("."):  # a temporary file, which nobody knows by its name
         place = place.parent
     return BundleError(f"{place} cannot be written: {cause.strerror or cause}")
-
-
-def sha256(*paths: Path) -> str:
-    """SHA-256 of one file, or of several as if they were one, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(2**20))  # one for all: new memory for each piece would take half of the time
-    for path in paths:
-        with path.open("rb", buffering=0) as stream:
-            while size := stream.readinto(buffer):
-                digest.update(buffer[:size])
-    return digest.hexdigest()
 
 
 class HashedFile:
@@ -119,38 +128,68 @@ class HashedFile:
 
 
 @contextmanager
-def new_directory(target: Path, *, replace: bool) -> Iterator[Path]:
+def new_directory(target: Path, *, replace: bool, alone: AbstractContextManager[None] | None = None) -> Iterator[Path]:
     """A temporary sibling that becomes ``target`` when the block ends without an error.
 
     Args:
         target: the directory to make.
-        replace: an existing ``target`` is set aside and removed once the new one stands.
+        replace: it takes the place of an existing ``target`` in one step, where the file system has one. Where it has
+            not, who is killed between two steps leaves the old one aside, and the next call puts it back.
+        alone: a claim on ``target``, for the time in which it is replaced.
 
     Raises:
-        BundleError: the file system refuses (full, read-only, not permitted, ...).
+        BundleError: the file system refuses (full, read-only, not permitted, ...), or another command was faster.
+        InputError: what was to be copied cannot be read.
     """
-    temporary: Path | None = None
+    parents = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
-        temporary.chmod(0o755)
-        yield temporary
-        if replace and target.exists():
-            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-            os.replace(target, aside)
-            try:
-                os.replace(temporary, target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.replace(aside, target)
-                raise
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)  # what cannot go is no failure
-        else:
-            os.replace(temporary, target)
+        _put_back(target)
+        with folder_beside(target) as temporary:
+            yield temporary
+            with alone or nullcontext():
+                _take_place(temporary, target, replace=replace)
     except OSError as cause:
-        reason = cause.strerror or str(cause)
-        raise BundleError(f"{target} cannot be written: {reason}; nothing was left there") from cause
+        raise _refused(target, cause) from cause
     finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        for folder in parents:
+            with contextlib.suppress(OSError):  # what is not empty stays
+                folder.rmdir()
+
+
+def _take_place(temporary: Path, target: Path, *, replace: bool) -> None:
+    if not target.exists():
+        os.replace(temporary, target)
+    elif not replace:
+        raise BundleError(
+            f"{target} was made by another command meanwhile; choose another place with -o, or replace it with --force"
+        )
+    elif not exchanged(temporary, target):
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{ASIDE}"))
+        os.replace(target, aside)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.replace(aside, target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)  # what cannot go is no failure
+
+
+def _put_back(target: Path) -> None:
+    """Put a directory back that was set aside by who did not live to put another in its place; drop others."""
+    for aside in target.parent.glob(f"{escape(f'.{target.name}.{ASIDE}')}*"):
+        if not target.exists():
+            os.replace(aside, target)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refused(target: Path, cause: OSError) -> MbexportError:
+    """The error for what the file system refuses while ``target`` is made."""
+    reason = cause.strerror or str(cause)
+    path = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, (str, bytes, os.PathLike)) else target
+    ours = path in (target, *target.parents) or target in path.parents
+    if ours or any(part.startswith(f".{target.name}.mbexport-") for part in path.parts):
+        return BundleError(f"{target} cannot be written: {reason}; nothing was left there")
+    return InputError(f"{path} cannot be read: {reason}")

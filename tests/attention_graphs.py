@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.bundle.engine_graph import FP32_FILE
+from mbexport.files import sha256
 from mbexport.graph.builder import GraphBuilder
 from mbexport.manifest import Graph
-from mbexport.writing import sha256
 
 NUMPY = {"fp16": np.float16, "fp32": np.float32}
 VOCABULARY = 64

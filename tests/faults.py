@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from tests.bundles import rehash
+
 Edit = Callable[[ir.Model], None]
 
 
@@ -17,6 +19,7 @@ def edit(graph: Path, change: Edit) -> None:
     change(model)
     proto = ir.to_proto(model)
     graph.write_bytes(proto.SerializeToString())
+    rehash(graph)
 
 
 def node(model: ir.Model, name: str) -> ir.Node:

@@ -9,7 +9,7 @@ from mbexport.bundle.place import Placed, place
 from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.files import no_progress
+from mbexport.files import no_progress, sha256
 from mbexport.graph.encoder import DIALECTS
 from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Graph
@@ -19,7 +19,6 @@ from mbexport.precision.strength import choose
 from mbexport.quantize.observe import observe
 from mbexport.quantize.targets import Source, integer_target
 from mbexport.runtime.text import TextEncoder
-from mbexport.writing import sha256
 
 LONGEST = 128  # tokens that texts are cut to
 CALIBRATIONS: dict[str, Calibration] = {}  # by SHA-256 of the checkpoint's weights: one for all copies of a bundle

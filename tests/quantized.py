@@ -11,13 +11,12 @@ import onnx_ir as ir
 from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
-from mbexport.files import no_progress
+from mbexport.files import no_progress, sha256
 from mbexport.graph.encoder import build_graph
 from mbexport.manifest import Graph
 from mbexport.precision.quantized import QuantizedWeights
 from mbexport.quantize.observe import observe
 from mbexport.quantize.targets import ENGINE_FILES
-from mbexport.writing import sha256
 from tests.inputs import padded_batch
 
 

@@ -22,7 +22,7 @@ from mbexport.errors import BackendError, BusyError, InputError, MissingExtraErr
 from mbexport.runtime import Batcher, Model, load
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend
 from tests.batching import PATIENCE, Record
-from tests.checkpoints import ENCODER, EXAMPLE, save_checkpoint
+from tests.checkpoints import ENCODER, EXAMPLE, edit_config, save_checkpoint
 
 WORDS = (EXAMPLE.parent / "sentences.txt").read_text().split()
 
@@ -118,6 +118,7 @@ def test_a_text_that_onnx_runtime_refuses_fails_alone(example_bundle: Path, tmp_
     tokenizer = json.loads((bundle / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 60_000, "content": "[OUTSIDE]"})
     (bundle / "tokenizer.json").write_text(json.dumps(tokenizer))
+    edit_config(bundle, lambda config: config.update(vocab_size=60_001))  # the runtime lets it pass
     model, texts = load(bundle), some_texts(60)
     alone = [model([text])[0] for text in texts]
     with Batcher(model, max_delay=0.05) as batcher:

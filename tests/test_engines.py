@@ -374,7 +374,7 @@ def test_interrupt_from_the_keyboard(bundle: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr.strip() == "mbexport: interrupted; nothing half-written was left"
+    assert stderr.strip() == "mbexport: interrupted by SIGINT; nothing half-written was left"
     engines = {engine.file for engine in manifests.read(bundle).engines}
     assert {f"engines/{path.name}" for path in (bundle / "engines").iterdir()} == engines
     assert len(engines) < 5

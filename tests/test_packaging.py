@@ -285,7 +285,7 @@ def test_answers_that_are_not_finite_are_an_error(
         return {"logits": np.full((len(inputs["input_ids"]), 5), np.nan, np.float32)}
 
     (answer,) = Server(tmp_path / "repository", monkeypatch, graph=broken).execute(GOOD)
-    assert answer.message().startswith("the model computed ")
+    assert answer.message().startswith("text 0: modernbert_model on Triton gives logits with NaN or infinity")
     assert answer.code() == TritonError.INTERNAL
 
 
@@ -415,9 +415,11 @@ def test_damaged_bundles_leave_nothing(own: Path, tmp_path: Path) -> None:
     content[1000] ^= 1
     weights.write_bytes(content)
     graph = own / "onnx" / "model_ort.onnx"
-    graph.write_bytes(graph.read_bytes() + b"\x00")
-    with pytest.raises(BundleError, match=r"model_ort.onnx is not what"):
+    authored = graph.read_bytes()
+    graph.write_bytes(authored + b"\x00")
+    with pytest.raises(BundleError, match=r"model_ort.onnx has the SHA-256 .* so it was changed"):
         package(own, target)
+    graph.write_bytes(authored)
     (own / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="no usable tokenizer"):
         package(own, target)
@@ -429,7 +431,7 @@ def test_a_graph_that_does_not_run_is_not_packaged(own: Path, tmp_path: Path) ->
     graph = own / "onnx" / "model_ort.onnx"
     graph.write_bytes(b"no graph, but model.onnx_data")
     raw = json.loads((own / manifests.FILE_NAME).read_text())
-    from mbexport.writing import sha256
+    from mbexport.files import sha256
 
     raw["graphs"][1]["sha256"] = sha256(graph)
     (own / manifests.FILE_NAME).write_text(json.dumps(raw))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mbexport.errors import BusyError, DeadlineError, InputError
+from mbexport.errors import BusyError, DeadlineError, InputError, NotFiniteError
 from mbexport.runtime import Batcher
 from mbexport.runtime.answers import characters
 
@@ -88,7 +88,10 @@ class Feed:
         done, _ = await asyncio.wait(running.pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for future in done:
             number = running.pending.pop(future)
-            answer = running.answers[number] = future.result()
+            try:
+                answer = running.answers[number] = future.result()
+            except NotFiniteError as cause:
+                raise ServiceError(500, "not_finite", f"item {number}: {cause}") from cause
             running.chars -= characters(running.call.items[number])
             running.numbers += answer.size if isinstance(answer, np.ndarray) else 0
         if running.numbers > self.most_numbers:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mbexport.errors import InputError
+from mbexport.external import check_external_data
 from mbexport.optional import require
 from mbexport.options import LARGEST_ERROR
 
@@ -59,7 +60,8 @@ def parse_peer(text: str, bundle: Path, threads: int, allowed_error: float = LAR
         allowed_error: share of the spread that its answers may differ by.
 
     Raises:
-        InputError: no such name, no such path, or a path that the name needs is not given.
+        InputError: no such name, no such path, or a path that the name needs is not given; or a graph that names
+            tensors in other places than beside it.
         MissingExtraError: its packages are not installed.
     """
     kind, _, path = text.partition("=")
@@ -74,4 +76,6 @@ def parse_peer(text: str, bundle: Path, threads: int, allowed_error: float = LAR
         what = "a checkpoint directory" if needs_checkpoint else "an ONNX file"
         raise InputError(f"--against {text}: {expected} is no file, expected {what}")
     require(*PACKAGES[kind])
+    if not needs_checkpoint:
+        check_external_data(target, InputError)
     return Contender(text, kind, str(target), threads, allowed_error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from mbexport.bench.contenders import OWN, Contender
 from mbexport.bench.workloads import IntArray, Workload
 from mbexport.errors import ContenderError
+from mbexport.files import read_json
 
 FloatArray = npt.NDArray[np.float32]
 # The first of these that a contender has is compared; those of tokens at real tokens only.
@@ -149,14 +149,16 @@ class TorchEngine(PaddedEngine):
 
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         torch.set_num_threads(contender.threads)
-        config = json.loads((Path(contender.path) / "config.json").read_text("utf-8"))
-        architecture = (config.get("architectures") or ["none"])[0]
-        if architecture.endswith("ForMultipleChoice") or not hasattr(transformers, architecture):
+        config = read_json(Path(contender.path) / "config.json", ContenderError)
+        architecture = str((config.get("architectures") or ["none"])[0])
+        known = architecture.startswith("ModernBert") and hasattr(transformers, architecture)
+        if architecture.endswith("ForMultipleChoice") or not known:
             raise ContenderError(f"{contender.kind} cannot run the architecture {architecture}")
         attention = "eager" if contender.kind == "torch-eager" else "sdpa"
         model = getattr(transformers, architecture).from_pretrained(
-            contender.path, attn_implementation=attention, dtype=torch.float32
-        )
+            contender.path, attn_implementation=attention, dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False, local_files_only=True,
+        )  # fmt: skip
         model.eval()
         self._torch = torch
         self._model = torch.compile(model, dynamic=True) if contender.kind == "torch-compile" else model

@@ -11,11 +11,10 @@ import onnx_ir as ir
 from mbexport.bundle.weights import Place
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import InputError
-from mbexport.files import replacing
+from mbexport.files import replacing, sha256
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph
 from mbexport.version import __version__
-from mbexport.writing import sha256
 
 GRAPH_FILES = {"portable": "onnx/model.onnx", "onnxruntime": "onnx/model_ort.onnx"}
 SELECTING_FILE = "onnx/model_ort_selected.onnx"

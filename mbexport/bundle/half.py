@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.bundle.weights import Place, append
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.files import Progress, beside, no_progress, to_json, write_atomically
+from mbexport.files import Progress, no_progress, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph, WeightsFile
 from mbexport.precision.half import HalfWeights, Site
+from mbexport.temporary import beside
 from mbexport.version import __version__
 from mbexport.writing import HashedFile, cannot_write, make_folder
 
@@ -50,12 +52,9 @@ def ensure_half_graph(
     form = _Form(read_bundle_spec(bundle, manifest), StoredWeights(bundle, manifest), precision, keep)
     try:
         make_folder(bundle / "reports")
-        graph, sites = _write(bundle, form, progress)
-        report = {"graph": graph.file, "sha256": graph.sha256, "keep_fp32": keep, "values": list(map(asdict, sites))}
-        write_atomically(bundle / f"reports/precision-{precision}.json", to_json(report) + "\n")
+        return _write(bundle, form, progress)
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
-    return graph
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class _Form:
     keep_fp32: tuple[str, ...]
 
 
-def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[Site]]:
+def _write(bundle: Path, form: _Form, progress: Progress) -> Graph:
     """Write weights and graph beside their places, then put both there and into the manifest."""
     graph_file = f"onnx/model_{form.precision}.onnx"
     data_file = f"{graph_file}_data"
@@ -81,9 +80,17 @@ def _write(bundle: Path, form: _Form, progress: Progress) -> tuple[Graph, list[S
             graph_file, form.precision, DIALECT, DIALECTS[DIALECT].opset, "",
             keep_fp32=form.keep_fp32, unheld=made.unheld,
         )  # fmt: skip
-        (graph,) = place(bundle, weights, [Placed(entry, model, None)])
+        report = partial(_report, bundle, made.sites)
+        (graph,) = place(bundle, weights, [Placed(entry, model, None)], report)
         progress(len(form.stored) + 1, len(form.stored) + 1, graph_file)
-    return graph, made.sites
+    return graph
+
+
+def _report(bundle: Path, sites: Sequence[Site], graphs: Sequence[Graph]) -> None:
+    (graph,) = graphs
+    values = {"graph": graph.file, "sha256": graph.sha256, "keep_fp32": graph.keep_fp32}
+    text = to_json(values | {"values": list(map(asdict, sites))}) + "\n"
+    write_atomically(bundle / f"reports/precision-{graph.precision}.json", text)
 
 
 def _write_weights(file: HashedFile, form: _Form, progress: Progress) -> tuple[dict[str, Place], HalfWeights]:

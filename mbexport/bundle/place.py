@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ import onnx_ir as ir
 from mbexport import manifest as manifests
 from mbexport.bundle.graphs import external
 from mbexport.bundle.weights import Place
-from mbexport.files import beside, put_in_place
+from mbexport.files import put_in_place, sha256
 from mbexport.manifest import Check, Graph, Manifest, WeightsFile
-from mbexport.writing import sha256
+from mbexport.temporary import beside
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,16 @@ class Placed:
     check: Check | None
 
 
-def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Graph, ...]:
+def place(
+    bundle: Path, weights: Written, graphs: Sequence[Placed], report: Callable[[Sequence[Graph]], None] | None = None
+) -> tuple[Graph, ...]:
     """Put weights and graphs in their places, and into the manifest, in one step for readers of the manifest.
 
     Args:
         bundle: the bundle.
         weights: of all the graphs.
         graphs: their models name ``weights.file`` as the file of their tensors.
+        report: writes what is to be said of them, given their entries; first, so that no graph is without.
 
     Returns:
         The manifest's entries.
@@ -59,6 +62,8 @@ def place(bundle: Path, weights: Written, graphs: Sequence[Placed]) -> tuple[Gra
         for item, temporary in new:
             ir.save(item.model, temporary)
         entries = [dataclasses.replace(item.entry, sha256=sha256(temporary)) for item, temporary in new]
+        if report is not None:
+            report(entries)
 
         def without(current: Manifest) -> Manifest:
             for entry in entries:

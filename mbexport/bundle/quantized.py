@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from mbexport.bundle.place import Written
 from mbexport.bundle.weights import ALIGNMENT, Place, append
-from mbexport.files import beside
 from mbexport.manifest import WeightsFile
+from mbexport.temporary import beside
 from mbexport.writing import HashedFile
 
 Tensors = Mapping[str, npt.NDArray[Any]]

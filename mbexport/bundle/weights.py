@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights, expected_tensors, is_linear
+from mbexport.errors import CheckpointError
 from mbexport.files import Progress
 from mbexport.graph.rope import rope_tables
 from mbexport.manifest import WeightsFile
@@ -50,7 +51,7 @@ def write_fp32_weights(
         Where each tensor lies, by name; and the manifest's entry for the file.
 
     Raises:
-        CheckpointError: a tensor holds NaN or infinity.
+        CheckpointError: a tensor or a rotary angle is NaN or infinity.
         OSError: the file cannot be written.
     """
     placed: dict[str, Place] = {}
@@ -81,9 +82,25 @@ def _all_tensors(spec: ModelSpec, weights: Weights) -> Iterator[tuple[str, Float
         ("local", spec.has_local, spec.local_rope),
     ):
         if used:
-            cos, sin = rope_tables(rope, spec.head_dim, spec.max_positions)
+            with np.errstate(all="ignore"):
+                cos, sin = rope_tables(rope, spec.head_dim, spec.max_positions)
+            if not (np.isfinite(cos).all() and np.isfinite(sin).all()):
+                raise CheckpointError(f"config.json: {kind} layers' rotary angles by {rope} are no numbers; correct it")
             yield f"rope.{kind}.cos", cos
             yield f"rope.{kind}.sin", sin
+
+
+def stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a weights file holds for a model, as they lie there, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, *columns) in expected_tensors(spec).items():
+        parts = _part_names(name)
+        part = (rows // len(parts), *columns)
+        shapes |= dict.fromkeys(parts, part[::-1] if is_linear(name, part) else part)
+    for kind, used in (("global", spec.has_global), ("local", spec.has_local)):
+        if used:
+            shapes |= dict.fromkeys((f"rope.{kind}.cos", f"rope.{kind}.sin"), (spec.max_positions, spec.head_dim // 2))
+    return shapes
 
 
 def _part_names(name: str) -> list[str]:

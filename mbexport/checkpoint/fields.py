@@ -9,6 +9,7 @@ from mbexport.errors import CheckpointError
 
 # Beyond any model that exists, and small enough that products of two stay far from 2**63.
 LARGEST_DIMENSION = 2**24
+SMALLEST = 1e-30  # number
 
 
 class Fields:
@@ -35,22 +36,22 @@ class Fields:
         """The field as it stands, None where it is missing."""
         return self._values.get(name)
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A dimension: a whole number from 1 to 2**24."""
+    def size(self, name: str, default: int | None = None, largest: int = LARGEST_DIMENSION) -> int:
+        """A dimension: a whole number from 1 to ``largest``, 2**24."""
         value = self._values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_DIMENSION:
-            raise self.wrong(name, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise self.wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A positive, finite number."""
+        """A number from 1e-30 to 1e30: float32 holds its square root and its inverse, too."""
         value = self._values.get(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.wrong(name, "a positive number")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not SMALLEST <= value <= 1 / SMALLEST:
+            raise self.wrong(name, f"a number from {SMALLEST:g} to {1 / SMALLEST:g}")
         return float(value)
 
     def required_number(self, name: str) -> float:
-        """A positive, finite number that must be there."""
+        """A number from 1e-30 to 1e30 that must be there."""
         return self.number(name, 0.0)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
 }
 POOLINGS = ("cls", "mean")  # of classifiers
+MOST_LABELS = 2**20
 # Architecture (as config.json names it) to task (as transformers' pipelines name it).
 TASK_OF = {
     "ModernBertModel": "feature-extraction",
@@ -135,7 +136,9 @@ def parse_head(fields: Fields, task: str, rows: int | None, notes: list[str]) ->
 def _settle_labels(fields: Fields, rows: int | None, notes: list[str]) -> tuple[str, ...]:
     """Labels in the order of the outputs: as config.json names them, else as many as there are rows."""
     labels = _labels(fields)
-    count = len(labels) if labels else (fields.size("num_labels") if fields.has("num_labels") else rows or 2)
+    count = len(labels or ())
+    if not labels:
+        count = fields.size("num_labels", largest=MOST_LABELS) if fields.has("num_labels") else rows or 2
     if labels and fields.has("num_labels") and fields.raw("num_labels") != count:
         raise fields.wrong("num_labels", f"{count}, as many as id2label holds")
     if rows not in (None, count):
@@ -143,6 +146,8 @@ def _settle_labels(fields: Fields, rows: int | None, notes: list[str]) -> tuple[
             f"config.json has {count} labels and classifier.weight {rows} rows; correct id2label in config.json"
         )
     if labels is None:
+        if count > MOST_LABELS:  # as the shape of an empty tensor may say
+            raise CheckpointError(f"classifier.weight has {count} rows, expected at most {MOST_LABELS}")
         labels = tuple(f"LABEL_{number}" for number in range(count))
         notes.append(f"config.json names no labels: the {count} outputs are called {', '.join(labels[:3])} ...")
     return labels
@@ -161,7 +166,7 @@ def _labels(fields: Fields) -> tuple[str, ...] | None:
     expected = "an object that numbers the labels 0, 1, 2, ..."
     try:
         by_number = {int(number): str(label) for number, label in items}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a list, a word, infinity
         raise fields.wrong(name, expected) from None
     if not items or sorted(by_number) != list(range(len(items))):
         raise fields.wrong(name, expected)

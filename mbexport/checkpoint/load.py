@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from mbexport.checkpoint.adapters import MergedWeights, adapted_config, is_adapter, read_adapter
 from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import parse_task
@@ -26,6 +24,7 @@ from mbexport.checkpoint.weights import EMBEDDINGS, Weights, expected_tensors, r
 from mbexport.errors import BundleError, CheckpointError
 from mbexport.files import read_json
 from mbexport.manifest import Manifest
+from mbexport.tokenizer_file import read_tokenizer
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -130,9 +129,9 @@ def _tokenizer_notes(directories: tuple[Path, ...], spec: ModelSpec) -> list[str
             "that file; put it into the bundle"
         ]
     try:
-        largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
-    except Exception as cause:  # tokenizers raises bare Exception
-        return [f"{path} is no usable tokenizer, so predict and the runtime will fail: {cause}"]
+        largest = max(read_tokenizer(path, spec.max_positions).get_vocab().values(), default=0)
+    except BundleError as cause:
+        return [f"predict and the runtime will fail: {cause}"]
     if largest < spec.vocab_size:
         return []
     return [

@@ -79,6 +79,8 @@ def _parse_rope(values: dict[str, Any], where: str, theta: float, positions: int
         return RopeSpec(theta)
     if values.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise fields.wrong("partial_rotary_factor", "1: ModernBERT rotates every channel")
+    if kind == "yarn" and theta == 1:  # its logarithm divides
+        raise fields.wrong("rope_theta", "another number than 1")
     if kind != "yarn":
         return RopeSpec(theta, kind, factor=fields.required_number("factor"))
     original = fields.size("original_max_position_embeddings", positions)

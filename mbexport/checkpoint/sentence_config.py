@@ -8,13 +8,16 @@ from typing import Any
 
 from mbexport.checkpoint.fields import Fields
 from mbexport.errors import CheckpointError
-from mbexport.files import read_json, read_json_value
+from mbexport.files import is_plain_name, read_json, read_json_value
 
 MODULES, SETTINGS, TRANSFORMER_SETTINGS = (
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 )
+MOST_MODULES = 64
+# Names in a bundle that are no module's folder.
+TAKEN = ("onnx", "engines", "reports", "prepacked")
 TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"
 # What sentence-transformers calls a pooling (since its version 6, and before), and what we do.
 POOLING_OF = {
@@ -98,13 +101,13 @@ def read_modules(directory: Path) -> list[dict[str, str]] | None:
     """
     path = directory / MODULES
     modules = read_json_value(path, CheckpointError)
-    entries = modules if isinstance(modules, list) else []
+    entries = modules if isinstance(modules, list) and len(modules) <= MOST_MODULES else []
     if not entries or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in entries):
-        raise CheckpointError(f"{path} is no list of modules; save the model again")
+        raise CheckpointError(f"{path} is no list of modules, {MOST_MODULES} at most; save the model again")
     if _kind(entries[0]) != "Transformer" or entries[0].get("path"):
         raise CheckpointError(
-            f"{path}: the first module is {entries[0]['type']} in {entries[0].get('path')!r}, expected a Transformer "
-            "in the directory itself; load and save the model with a current sentence-transformers"
+            f"{path}: the first module is {entries[0]['type']:.80} in {entries[0].get('path')!r:.80}, expected a "
+            "Transformer in the directory itself; load and save the model with a current sentence-transformers"
         )
     return entries[1:] or None
 
@@ -124,9 +127,13 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
     steps: list[DenseSpec | NormalizeSpec] = []
     width = hidden
     for module in modules:
-        kind, folder = _kind(module), str(module.get("path"))
-        if Path(folder).name != folder:
-            raise CheckpointError(f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere")
+        kind, folder = _kind(module), module.get("path")
+        own = isinstance(folder, str) and is_plain_name(folder) and "." not in folder
+        if not isinstance(folder, str) or not own or folder.lower() in TAKEN:
+            raise CheckpointError(
+                f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere or is none, expected one "
+                "of the checkpoint's own, such as 1_Pooling"
+            )
         on = SENTENCE if pooling else TOKENS
         if kind == "Pooling" and pooling is None:
             pooling = _parse_pooling(directory / folder)
@@ -138,10 +145,10 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
             steps.append(NormalizeSpec(on))
         else:
             raise CheckpointError(
-                f"{directory / MODULES}: the module {module['type']} is not supported here; "
+                f"{directory / MODULES}: the module {module['type']:.80} is not supported here; "
                 "supported: one Pooling, Dense, Normalize"
             )
-    return _with_settings(directory, pooling, tuple(steps), tuple(str(module["path"]) for module in modules))
+    return _with_settings(directory, pooling, tuple(steps), tuple(module["path"] for module in modules))
 
 
 def with_cross_encoder(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +223,7 @@ def _with_settings(
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise fields.wrong("prompts", "an object of texts")
     default = settings.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and default not in tuple(prompts):
         raise fields.wrong("default_prompt_name", f"one of {', '.join(prompts) or 'no prompts'}")
     return SentenceSpec(
         pooling=pooling,

@@ -14,6 +14,10 @@ from mbexport.checkpoint.fields import Fields
 from mbexport.checkpoint.head_config import HeadSpec, parse_activation, parse_head, parse_task
 from mbexport.checkpoint.rope_config import GLOBAL, LOCAL, RopeSpec, parse_ropes
 from mbexport.checkpoint.sentence_config import SentenceSpec
+from mbexport.options import DEFAULT_VOCABULARY
+
+MOST_LAYERS = 1024
+MOST_ANGLES = 2**25  # in a table of cosines or sines: 2**20 positions of heads with 64 channels, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,16 @@ def parse_config(config: dict[str, Any], classifier_rows: int | None = None) -> 
         raise fields.wrong("num_attention_heads", f"a divisor of hidden_size {hidden} that leaves an even head size")
     if fields.has("head_dim") and fields.raw("head_dim") != hidden // heads:
         raise fields.wrong("head_dim", f"hidden_size / num_attention_heads = {hidden // heads}")
+    positions, most = fields.size("max_position_embeddings", 8192), 2 * MOST_ANGLES * heads // hidden
+    if positions > most:
+        raise fields.wrong("max_position_embeddings", f"at most {most} for heads of {hidden // heads} channels")
     global_rope, local_rope = parse_ropes(config, notes)
     spec = ModelSpec(
-        vocab_size=fields.size("vocab_size", 50_368),
+        vocab_size=fields.size("vocab_size", DEFAULT_VOCABULARY),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 1152),
         num_heads=heads,
-        max_positions=fields.size("max_position_embeddings", 8192),
+        max_positions=positions,
         layer_is_global=_layer_pattern(fields),
         half_window=_half_window(fields),
         global_rope=global_rope,
@@ -121,11 +128,13 @@ def _refuse_unsupported(fields: Fields) -> None:
 def _layer_pattern(fields: Fields) -> tuple[bool, ...]:
     """Whether each layer attends globally."""
     if not fields.has("layer_types"):
-        count, every = fields.size("num_hidden_layers", 22), fields.size("global_attn_every_n_layers", 3)
+        count = fields.size("num_hidden_layers", 22, MOST_LAYERS)
+        every = fields.size("global_attn_every_n_layers", 3)
         return tuple(layer % every == 0 for layer in range(count))
     kinds = fields.raw("layer_types")
-    if not isinstance(kinds, list) or not kinds or not all(kind in (GLOBAL, LOCAL) for kind in kinds):
-        raise fields.wrong("layer_types", f"a list of {GLOBAL} and {LOCAL}")
+    fits = isinstance(kinds, list) and 1 <= len(kinds) <= MOST_LAYERS
+    if not fits or not all(kind in (GLOBAL, LOCAL) for kind in kinds):
+        raise fields.wrong("layer_types", f"a list of {GLOBAL} and {LOCAL}, at most {MOST_LAYERS}")
     if fields.has("num_hidden_layers") and fields.size("num_hidden_layers") != len(kinds):
         raise fields.wrong("num_hidden_layers", f"{len(kinds)}, the length of layer_types")
     return tuple(kind == GLOBAL for kind in kinds)

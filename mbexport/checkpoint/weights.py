@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ import numpy.typing as npt
 from mbexport.checkpoint.sentence_config import DenseSpec
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import CheckpointError
-from mbexport.files import read_json
-from mbexport.writing import sha256
+from mbexport.files import is_plain_name, read_json, sha256
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT_TYPES = ("F32", "F16", "BF16")
 COMPILED_PREFIX, WRAPPER_PREFIX = "_orig_mod.", "model."
 EMBEDDINGS = "embeddings.tok_embeddings.weight"
-MAX_NAMED = 5  # tensors that one error line names
+MAX_NAMED, LONGEST_NAME = 5, 120  # tensors that one error line names, and characters of each
+MOST_TENSORS = 2**16  # of a file: a model of 1,024 layers has 12,000
 
 Shape = tuple[int, ...]
 FloatArray = npt.NDArray[np.float32]
@@ -224,28 +225,39 @@ def read_tensors(file: Path) -> dict[str, FloatArray]:
     """All tensors of a small safetensors file as float32, by their stored names.
 
     Raises:
-        CheckpointError: the file is damaged, or a tensor holds NaN or infinity.
+        CheckpointError: the file is damaged, or a tensor is no floating point, or holds NaN or infinity.
     """
     from safetensors import safe_open
 
     names = _read_header(file)
+    fault = _fault(
+        f"of a type other than {', '.join(FLOAT_TYPES)}",
+        [f"{name} {tensor.dtype}" for name, tensor in names.items() if tensor.dtype not in FLOAT_TYPES],
+    )
+    if fault:
+        raise CheckpointError(f"{file}: {fault}")
     with safe_open(file, framework="np") as stream:
         return {name: _finite_float32(file, name, stream.get_tensor(name)) for name in names}
 
 
 def _finite_float32(file: Path, name: str, stored: npt.NDArray[Any]) -> FloatArray:
     array = stored.astype(np.float32, copy=False)
-    # A float64 sum of finite float32 values cannot overflow.
-    if not np.isfinite(np.sum(array, dtype=np.float64)):
+    if not is_finite(array):
         raise CheckpointError(f"{file}: {name} holds NaN or infinity; the checkpoint is damaged")
     return array
+
+
+def is_finite(array: FloatArray) -> bool:
+    """Whether all values are numbers, told by their sum: in float64 that of finite float32 values cannot overflow."""
+    with np.errstate(invalid="ignore"):  # of both infinities
+        return bool(np.isfinite(np.sum(array, dtype=np.float64)))
 
 
 def _fault(kind: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{len(names)} {kind}: {', '.join(names[:MAX_NAMED])}{more}"
+    return f"{len(names)} {kind}: {', '.join(name[:LONGEST_NAME] for name in names[:MAX_NAMED])}{more}"
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -271,10 +283,10 @@ def _sharded_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{index} has no weight_map; save the checkpoint again")
     files = []
     for name in sorted({str(name) for name in weight_map.values()}):
-        if Path(name).name != name:
+        if not is_plain_name(name):
             raise CheckpointError(f"{index} names the file {name!r:.80}, which lies outside the checkpoint")
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is missing")
+        if not os.path.isfile(directory / name):  # noqa: PTH113 (False, not an error, for a name too long)
+            raise CheckpointError(f"{index} names {name:.80}, which is missing")
         files.append(directory / name)
     return files
 
@@ -284,7 +296,10 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 
     try:
         with safe_open(file, framework="np") as stream:
-            slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+            names = stream.keys()
+            if len(names) > MOST_TENSORS:
+                raise CheckpointError(f"{file} holds {len(names)} tensors, expected at most {MOST_TENSORS}")
+            slices = {name: stream.get_slice(name) for name in names}
             return {
                 name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()

@@ -13,7 +13,7 @@ from mbexport.cli.arguments import chunks, paired, split_bundle, stdin
 from mbexport.cli.console import common_options, noted_warnings, progress_bar
 from mbexport.cli.parameters import DIRECTORY
 from mbexport.cli.show import answer_json, answer_text
-from mbexport.errors import InputError
+from mbexport.errors import InputError, MbexportError
 from mbexport.options import DEVICES, RUNTIME_PRECISIONS
 
 
@@ -57,7 +57,10 @@ def predict(  # noqa: PLR0913 (one parameter an option)
     with noted_warnings(quiet=quiet), progress_bar("Answering", quiet=silent) as progress:
         done = 0
         for chunk in chunks(texts):
-            answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
+            try:
+                answers = model.embed(chunk, prompt_name=prompt) if prompt else model(chunk)
+            except MbexportError as cause:  # which counts from the chunk's first
+                raise type(cause)(f"behind the first {done} texts, {cause}" if done else str(cause)) from cause
             for text, answer in zip(chunk, answers, strict=True):
                 click.echo(answer_json(text, answer, task) if as_json else answer_text(text, answer, task))
             done += len(chunk)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mbexport.cli.console import FAILED, common_options, note, progress_bar
+from mbexport.cli.console import FAILED, common_options, note, printable_lines, progress_bar
 from mbexport.cli.parameters import BASE, DIRECTORY
 from mbexport.cli.show import bench_text, manifest_text
 from mbexport.cli.show_parity import parity_text
@@ -65,7 +65,8 @@ def validate(subject: Path, data: Path | None, as_json: bool, quiet: bool, **cho
         note(f"no input was longer than {result.longest} tokens: a lost window cannot be seen there", quiet=quiet)
     if not result.recorded and choices["checkpoint"] is not None and (subject / "mbexport.json").is_file():
         note(f"{subject} cannot be written to, so the result is not recorded there", quiet=quiet)
-    click.echo(to_json(result.to_dict()) if as_json else parity_text(result, all_stages=choices["bisect"]))
+    text = printable_lines(parity_text(result, all_stages=choices["bisect"]))
+    click.echo(to_json(result.to_dict()) if as_json else text)
     sys.exit(0 if result.passed else FAILED)
 
 
@@ -129,7 +130,7 @@ def bench(  # noqa: PLR0913 (one parameter an option)
         write(result, report)
     if pictures is not None:
         draw(result, pictures)
-    click.echo(result.to_json().rstrip() if as_json else bench_text(result))
+    click.echo(result.to_json().rstrip() if as_json else printable_lines(bench_text(result)))
     sys.exit(FAILED if result.faults else 0)
 
 
@@ -149,5 +150,9 @@ def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     if verify:
         with progress_bar("Verifying", quiet=quiet) as progress:
             faults = wrong_files(bundle, manifest, progress)
-        click.echo(verdict(bundle, faults), err=True)
+            if (bundle / "prepacked").is_dir():
+                from mbexport.runtime.prepacked import wrong_prepacked
+
+                faults += wrong_prepacked(bundle)
+        click.echo(printable_lines(verdict(bundle, faults)), err=True)
         sys.exit(FAILED if faults else 0)

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from mbexport.errors import MbexportError
 from mbexport.files import Progress, no_progress
 
-FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
+FAILED, BAD_INPUT, INTERNAL_ERROR = 1, 2, 70
+LONGEST_LINE = 4000  # characters of an error
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Stopped(KeyboardInterrupt):
+    """Another signal than SIGINT asked the process to end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let what would end the process at once be an interrupt, so that it cleans up first."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (a handler's)
+        raise Stopped(signal.Signals(number))
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class OneLineGroup(click.Group):
@@ -27,14 +58,17 @@ class OneLineGroup(click.Group):
         debug = "--debug" in (extra.get("args") or (args[0] if args else None) or sys.argv[1:])
         extra["standalone_mode"] = False
         try:
-            sys.exit(super().main(*args, **extra) or 0)
+            with _stoppable():
+                sys.exit(super().main(*args, **extra) or 0)
         except click.ClickException as error:
             _fail(error.format_message(), debug)
         except MbexportError as error:
             _fail(str(error), debug)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("mbexport: interrupted; nothing half-written was left", err=True)
-            sys.exit(INTERRUPTED)
+        except (click.Abort, KeyboardInterrupt) as error:
+            cause = error.__cause__ or error  # click makes an Abort of interrupts
+            number = cause.number if isinstance(cause, Stopped) else signal.SIGINT
+            click.echo(f"mbexport: interrupted by {number.name}; nothing half-written was left", err=True)
+            sys.exit(128 + number)
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
             sys.exit(0)
@@ -44,7 +78,7 @@ class OneLineGroup(click.Group):
             if debug:
                 raise
             message = " ".join(f"{type(error).__name__}: {error}".split())
-            click.echo(f"mbexport: internal error: {message}; --debug shows where", err=True)
+            click.echo(f"mbexport: internal error: {printable(message)}; --debug shows where", err=True)
             sys.exit(INTERNAL_ERROR)
 
 
@@ -53,7 +87,7 @@ def _fail(message: str, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mbexport: error: {' '.join(message.split())}", err=True)
+    click.echo(f"mbexport: error: {printable(' '.join(message.split()))[:LONGEST_LINE]}", err=True)
     sys.exit(BAD_INPUT)
 
 
@@ -71,23 +105,35 @@ def common_options(command: F) -> F:
 
 @contextlib.contextmanager
 def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
-    """A Progress shown as a bar on standard error; nothing with ``quiet`` or without a terminal."""
+    """A Progress shown as a bar on standard error; nothing with ``quiet``, waits alone without a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield no_progress
+        yield no_progress if quiet else _only_waits
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=lambda what: what) as bar:
+    with click.progressbar(length=1, label=label, file=sys.stderr, item_show_func=_step) as bar:
 
         def show(done: int, total: int, what: str) -> None:
-            bar.length = total
+            bar.length = total or bar.length
             bar.update(done - bar.pos, what)
+            if total == 0:
+                bar.render_progress()  # which no step does
 
         yield show
+
+
+def _only_waits(done: int, total: int, what: str) -> None:  # noqa: ARG001 (a Progress)
+    """Says what is waited for, of which nobody knows how long it takes."""
+    if total == 0 and what:
+        note(what, quiet=False)
+
+
+def _step(what: str | None) -> str:
+    return printable(what or "")
 
 
 def note(message: str, *, quiet: bool, kind: str = "note") -> None:
     """A line on standard error, unless ``quiet``; ``kind``, e.g. ``warning``, stands before it."""
     if not quiet:
-        click.echo(f"{kind}: {message}", err=True)
+        click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
 
 
 @contextlib.contextmanager
@@ -108,8 +154,19 @@ def noted_warnings(*, quiet: bool, kind: str = "note", category: type[Warning] =
                 note(str(warning.message), quiet=quiet, kind=kind)
 
 
+def printable(text: str) -> str:
+    """Text with ? for each character that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each as :func:`printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
         "  ".join(
@@ -124,4 +181,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def facts(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values, one a line, the values aligned."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{name.ljust(width)}  {printable(value)}" for name, value in rows)

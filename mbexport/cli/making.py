@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mbexport.cli.console import FAILED, common_options, facts, note, noted_warnings, progress_bar
+from mbexport.cli.console import FAILED, common_options, facts, note, noted_warnings, printable_lines, progress_bar
 from mbexport.cli.parameters import BASE, DIRECTORY
 from mbexport.cli.show import engine_text, package_text, quality_text
 from mbexport.files import to_json
@@ -107,7 +107,7 @@ def int8(  # noqa: PLR0913 (one parameter an option)
         )  # fmt: skip
     for message in report.notes:
         note(message, quiet=quiet)
-    click.echo(to_json(report.to_dict()) if as_json else quality_text(report))
+    click.echo(to_json(report.to_dict()) if as_json else printable_lines(quality_text(report)))
     sys.exit(0 if report.passed else FAILED)
 
 
@@ -170,7 +170,7 @@ def prepack(bundle: Path, precision: str, quiet: bool) -> None:
 
     with progress_bar("Packing", quiet=quiet) as progress:
         progress(0, 1, "weights")
-        folder = run(bundle, precision)
+        folder = run(bundle, precision, progress)
         progress(1, 1, "weights")
     size = sum(path.stat().st_size for path in folder.iterdir())
     click.echo(facts([("prepacked", f"{folder}: {size / 1e6:.1f} MB, for this kind of CPU and this ONNX Runtime")]))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbexport.cli.console import facts, table
+from mbexport.cli.console import facts, printable, table
 from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.options import LARGEST_ERROR
 from mbexport.profiles import parse_profile, parse_profiles, profile_text
@@ -33,8 +33,7 @@ def answer_json(text: Any, answer: Any, task: str) -> str:
 def answer_text(text: Any, answer: Any, task: str) -> str:
     """One line: the answer, a tab, the text (of a pair, its second)."""
     words = " ".join(str(text if isinstance(text, str) else text[1]).split())
-    # A text may hold what a terminal would obey.
-    return f"{_shown(answer, task)}\t{''.join(c if c.isprintable() else '?' for c in words)}"
+    return f"{printable(_shown(answer, task))}\t{printable(words)}"
 
 
 def _shown(answer: Any, task: str) -> str:

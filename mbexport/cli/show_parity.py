@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mbexport.cli.console import facts, table
+from mbexport.cli.console import facts, printable, table
 
 if TYPE_CHECKING:
     from mbexport.parity.report import Diagnosis, Fault, Figures, GraphParity, OwnError, ParityReport, StageError
@@ -124,7 +124,7 @@ def _disagreement_lines(graph: GraphParity) -> list[str]:
 
 def _printable(text: str) -> str:
     """A text's beginning, without what a terminal would obey."""
-    words = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    words = printable(" ".join(text.split()))
     return words if len(words) <= TEXT else f"{words[: TEXT - 3]}..."
 
 

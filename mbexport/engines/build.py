@@ -31,9 +31,10 @@ from mbexport.engines.report import (
 from mbexport.engines.shapes import chosen_profiles, default_profiles
 from mbexport.engines.timings import TimingCache, timing_cache
 from mbexport.errors import EngineError
-from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
+from mbexport.files import Progress, put_in_place, to_json, write_atomically
 from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.profiles import Profile, profiles_text
+from mbexport.temporary import beside
 from mbexport.writing import cannot_write, make_folder
 
 
@@ -177,6 +178,8 @@ class _Build:
                 put_in_place(temporary, bundle / file)
                 return current.with_engine(engine)
 
+            # First without it: readers that come while the file changes find no entry of it.
+            manifests.update(bundle, lambda current: current.without_engine(file))
             manifests.update(bundle, placing)
         report = self._report(engine, made)
         write_atomically(bundle / engine.report_file, to_json(report.to_dict()) + "\n")

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mbexport.engines.products import code_products
 from mbexport.errors import BundleError
+from mbexport.external import check_external_data
 
 _LAYER = re.compile(r"layers\.(\d+)/")
 _MASK = 3  # Attention's inputs are queries, keys, values, mask
@@ -51,8 +52,9 @@ def prepare(path: Path, layer_is_global: Sequence[bool]) -> ParserInput:
         layer_is_global: the kind of each of the model's layers.
 
     Raises:
-        BundleError: the file is missing or no graph of mbexport's.
+        BundleError: the file is missing or no graph of mbexport's, or names tensors in other places than beside it.
     """
+    check_external_data(path, BundleError)
     try:
         model = ir.load(path)
         attention = tuple(_describe(node, layer_is_global) for node in attention_nodes(model))

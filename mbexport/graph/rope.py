@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mbexport.checkpoint.rope_config import RopeSpec
+from mbexport.errors import CheckpointError
 
 FloatArray = npt.NDArray[np.float32]
 FINE = 128  # positions of the finer part of a table in two parts
@@ -20,8 +21,13 @@ def rope_tables(rope: RopeSpec, head_dim: int, positions: int) -> tuple[FloatArr
         rope: the settings of one kind of layer.
         head_dim: channels of a head; even.
         positions: rows; at most the model's max_position_embeddings.
+
+    Raises:
+        CheckpointError: the settings give no frequencies.
     """
     frequencies, attention_factor = _frequencies(rope, head_dim)
+    if not np.isfinite(frequencies).all():
+        raise CheckpointError(f"config.json: the rotary settings {rope} give frequencies that float32 does not hold")
     angles = (np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]).astype(np.float64)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return cos * np.float32(attention_factor), sin * np.float32(attention_factor)

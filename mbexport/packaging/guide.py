@@ -76,7 +76,8 @@ log says once; those of more than {BYTES_PER_TOKEN * manifest.max_length} bytes 
 
 Clients that tokenize by themselves, with this bundle's `tokenizer.json` and no more than {manifest.max_length} tokens,
 may ask `{plan.graph_model}`: `input_ids` and `attention_mask` (1 for tokens, 0 for padding), int64 [texts, tokens]\
-{_positions(plan)}.
+{_positions(plan)}. Nothing checks their ids (0 to `vocab_size` of `config.json` less 1; a GPU reads what lies beyond),
+nor whether outputs are NaN.
 
 ## Seen and not seen
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mbexport import manifest as manifests
 from mbexport.errors import BundleError, InputError
-from mbexport.files import Progress, to_json
+from mbexport.files import Progress, sha256, to_json
 from mbexport.manifest import FILE_NAME, Manifest
 from mbexport.options import PACKAGE_DEVICES, PACKAGE_FORMATS, PACKAGE_PRECISIONS
 from mbexport.packaging.choose import Choice, choose
@@ -20,7 +20,7 @@ from mbexport.packaging.guide import guide
 from mbexport.packaging.signature import read_signature
 from mbexport.runtime.text import bundle_encoder
 from mbexport.version import __version__
-from mbexport.writing import check_target, new_directory, sha256
+from mbexport.writing import check_target, new_directory
 
 REPORT = "mbexport-package.json"  # marks a repository that --force may replace
 VERSION = "1"  # of both models: the folder that Triton takes
@@ -137,7 +137,8 @@ def _write_text_model(folder: Path, bundle: Path, plan: Plan) -> None:
     (folder / "config.pbtxt").write_text(text_config(plan), encoding="utf-8")
     (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
     (version / FILE_NAME).write_text(_packaged(plan.manifest, plan.choice).to_json(), encoding="utf-8")
-    shutil.copyfile(bundle / "tokenizer.json", version / "tokenizer.json")
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(bundle / name, version / name)
 
 
 def _packaged(manifest: Manifest, choice: Choice) -> Manifest:

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from mbexport.errors import BackendError, BundleError
+from mbexport.external import check_external_data
 from mbexport.runtime.backends.ort import session_options
 
 DATA_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}  # ONNX Runtime's names to Triton's
@@ -57,8 +58,9 @@ def read_signature(graph: Path) -> Signature:
 
     Raises:
         BackendError: ONNX Runtime refuses the graph, or cannot run it.
-        BundleError: a data type that no graph of mbexport's has.
+        BundleError: a data type that no graph of mbexport's has, or tensors in other places than beside the graph.
     """
+    check_external_data(graph, BundleError)
     options = session_options(as_written=True)  # it is read, not served
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

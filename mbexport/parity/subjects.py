@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from mbexport import manifest as manifests
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import BundleError, InputError
+from mbexport.external import check_external_data
 from mbexport.manifest import Graph, Manifest
 from mbexport.parity.described import is_bundle
 from mbexport.parity.samples import answer_outputs
@@ -119,6 +121,8 @@ def most_exact(subject: Subject) -> SubjectGraph:
 def _open_bundle(path: Path, *, bisect: bool) -> Subject:
     manifest = manifests.read(path)
     manifests.check_files(path, manifest)
+    for graph in manifest.graphs:
+        check_external_data(path / graph.file, BundleError)
     reasons = {graph.file: _skip_reason(graph, bisect=bisect) for graph in manifest.graphs}
     graphs = tuple(
         SubjectGraph(graph.file, path / graph.file, graph.precision, manifest.answer_outputs, graph)
@@ -164,6 +168,10 @@ def _open_foreign(path: Path, files: dict[str, Path], spec: ModelSpec, *, bisect
 
 def _read_foreign(name: str, file: Path, spec: ModelSpec) -> SubjectGraph | str:
     """The graph of a file, or why it cannot be compared."""
+    if not file.is_file():
+        return "it is no file"
+    check_external_data(file, InputError)
+    logging.getLogger(ir.__name__).setLevel(logging.ERROR)  # it warns of names in a stranger's graph, as they are
     try:
         model = ir.load(file)  # weights beside it are not read
     except Exception as cause:

@@ -67,6 +67,7 @@ def rotated(bound: FloatArray, heads: int, factor: float) -> FloatArray:
 
 
 def _up(bound: npt.NDArray[np.float64]) -> FloatArray:
-    """As float32, not below it."""
-    above: FloatArray = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
-    return above
+    """As float32, not below it: infinite beyond float32; what can only be 0 stays 0."""
+    with np.errstate(over="ignore"):
+        above: FloatArray = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
+    return np.where(bound == 0, np.float32(0), above)

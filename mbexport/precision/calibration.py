@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,11 @@ from mbexport.errors import BundleError
 from mbexport.precision.strength import Choice, SiteFigures
 
 FloatArray = npt.NDArray[np.float32]
+# What zipfile and NumPy raise at damaged files; RuntimeError: of another version, or with a password.
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, ArithmeticError, MemoryError, RuntimeError,
+    BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 FIGURES = tuple(field.name for field in fields(SiteFigures))  # in the order that files have them in
 
 
@@ -49,6 +56,8 @@ class Calibration:
         """
         try:
             with np.load(file, allow_pickle=False) as arrays:
+                if any(part.compress_type != ZIP_STORED for part in arrays.zip.infolist()):
+                    raise ValueError("it is compressed, which mbexport does not write")
                 names = [name.removesuffix(".factor") for name in arrays.files if name.endswith(".factor")]
                 sites = {name: _choice(arrays[f"{name}.factor"], arrays[f"{name}.figures"].tolist()) for name in names}
                 return cls(str(arrays["source"]), int(arrays["texts"]), sites)
@@ -56,7 +65,7 @@ class Calibration:
             raise BundleError(
                 f"{file} is missing; make it first: mbexport int8 {file.parent} --calibration FILE"
             ) from cause
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as cause:
+        except DAMAGED as cause:
             raise BundleError(f"{file} is damaged: {cause}; run mbexport int8 again") from cause
 
 

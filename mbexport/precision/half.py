@@ -35,6 +35,8 @@ DTYPES: dict[str, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat
 LIMIT = 2.0**15  # what a bound may reach: half of what FP16 holds
 LEAST_WEIGHT, MOST_WEIGHT = 2.0**-8, 2.0**10  # a channel's largest: FP16 rounds it, and what counts beside it, well
 LEAST_BOUND, LIFTED = 2.0**-2, 2.0**6  # typical values lie far below a bound: below the first they go to the second
+MOST_LIFT = 60.0  # powers of two that what is tiny is multiplied by: more of it adds nothing to a sum with the rest
+MOST_FACTOR = 126  # powers of two, that float32 holds with their reciprocals
 MOST_SPREAD = 4.0  # powers of two by which a product's inputs may differ: as much as the weights of one output do
 NONE: IntArray = np.zeros(1, np.int32)
 
@@ -308,23 +310,23 @@ class HalfWeights:
         """The exponents as whole numbers, none in BF16, once the report has them."""
         if not np.isfinite(bound).all():
             raise PrecisionError(f"{site} could be beyond float32 itself; look for weights that are not what they were")
-        result: IntArray = shift.astype(np.int32) * np.int32(self._limited)
+        result: IntArray = np.maximum(shift, -MOST_LIFT).astype(np.int32) * np.int32(self._limited)
         self.sites.append(Site(site, float(bound.max()), int(np.abs(result).max())))
         return result
 
     def _matrix(self, path: str, matrix: FloatArray, shift: IntArray) -> npt.NDArray[np.generic]:
         """A matrix times 2**shift by column, in the type that its part of the model has."""
-        shifted = np.ldexp(matrix, shift)
-        if any(_belongs(path, part) for part in self._keep):
-            return shifted
+        kept = any(_belongs(path, part) for part in self._keep)
         with np.errstate(over="ignore"):
-            half = shifted.astype(self._dtype)
-        if not np.isfinite(half).all():
+            result = np.ldexp(matrix, shift).astype(np.float32 if kept else self._dtype)
+        if not np.isfinite(result).all():
             raise PrecisionError(f"weights of {path} are beyond FP16; take --precision bf16, on a GPU that has it")
-        return half
+        return result
 
     def _factors(self, site: str, shift: IntArray) -> None:
         """2**shift for the graph to multiply by, where any is not 1."""
+        if np.abs(shift).max() > MOST_FACTOR:
+            raise PrecisionError(f"{site} takes a factor of 2**{np.abs(shift).max()}; take --precision bf16 or fp32")
         if shift.any():
             self._put(f"{site}.scale", np.ldexp(np.float32(1), shift))
 

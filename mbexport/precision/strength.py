@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mbexport.errors import PrecisionError
 from mbexport.precision.codes import MOST, to_codes
 
 FloatArray = npt.NDArray[np.float32]
@@ -21,6 +22,8 @@ MEASURED = 384  # sampled tokens that errors are measured on
 # A range for each token is taken where one for all tokens, cutting none, has this many times its error,
 # and so much of it that other errors do not hide it.
 WORTH, NOTABLE = 1.5, 0.01
+LEAST_RANGE = float(MOST * np.finfo(np.float32).tiny)  # whose code counts a number that divides
+MOST_FACTOR = 60.0  # in powers of two: beyond, a channel adds nothing, or the others nothing to it
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,16 @@ def choose(rows: FloatArray, largest: FloatArray, matrices: Sequence[FloatArray]
         rows: sampled tokens, [n, in].
         largest: of each channel, over all tokens that were seen, [in].
         matrices: what the values are multiplied with, each [in, out].
+
+    Raises:
+        PrecisionError: products overflow in float32.
     """
     weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
     sizes, measured = np.abs(rows).max(axis=0), rows[:: -(-len(rows) // MEASURED)]
-    products = [measured @ matrix for matrix in matrices]
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = [measured @ matrix for matrix in matrices]
+    if not all(np.isfinite(product).all() for product in products):
+        raise PrecisionError("products overflow in float32 itself; look for weights that are not what they were")
     best: Choice | None = None
     for strength in STRENGTHS:
         factor = smoothing(sizes, weights, strength)
@@ -100,7 +109,7 @@ def smoothing(activations: FloatArray, weights: FloatArray, strength: float) -> 
     factor = np.ones_like(activations)
     if used.any():
         exponents = strength * np.log2(activations[used]) - (1 - strength) * np.log2(weights[used])
-        factor[used] = np.exp2(exponents - exponents.mean())
+        factor[used] = np.exp2(np.clip(exponents - exponents.mean(), -MOST_FACTOR, MOST_FACTOR))
     return factor
 
 
@@ -109,7 +118,7 @@ def _ranges(smoothed: FloatArray, largest: FloatArray) -> Iterator[tuple[float, 
     sizes = np.sort(np.abs(smoothed), axis=None)
     for share in COVERED:
         limit = float(largest.max()) if share == 1 else float(sizes[int(share * (len(sizes) - 1))])
-        yield share, limit or 1.0  # all of them 0
+        yield share, limit if limit >= LEAST_RANGE else 1.0  # all of them 0, or as good as
 
 
 def _rounded(values: FloatArray, limit: float | FloatArray) -> FloatArray:
@@ -128,6 +137,10 @@ def _error(rows: FloatArray, matrices: Sequence[FloatArray], products: Sequence[
     """Root mean square error over root mean square, the mean over the products."""
     errors = []
     for matrix, product in zip(matrices, products, strict=True):
-        size = float(np.mean(np.square(product)))
-        errors.append(float(np.mean(np.square(rows @ matrix - product))) / size if size else 0.0)
+        size = _mean_square(product)
+        errors.append(_mean_square(rows @ matrix - product) / size if size else 0.0)
     return float(np.sqrt(np.mean(errors)))
+
+
+def _mean_square(values: FloatArray) -> float:
+    return float(np.mean(np.square(values, dtype=np.float64)))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
+from mbexport.errors import PrecisionError
 from mbexport.files import Progress
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.products import ObservedProducts
@@ -48,6 +49,7 @@ def observe(
 
     Raises:
         BackendError: ONNX Runtime failed, e.g. out of memory.
+        PrecisionError: a value overflows in float32.
     """
     model = build_graph(spec, weights, "onnxruntime", __version__, products=ObservedProducts)
     session = MemoryGraph(model, Path(next(iter(weights.values())).base_dir))
@@ -61,6 +63,11 @@ def observe(
         values = session.run(text[None], np.ones_like(text[None]), wanted=names)
         for name, value in zip(names, values, strict=True):
             found = np.abs(value[0]).max(axis=0)
+            if not np.isfinite(found).all():
+                raise PrecisionError(
+                    f"what enters {name} is NaN or infinite on calibration text {number}, in float32 itself; "
+                    "look for weights that are not what they were, or for what the text has that others have not"
+                )
             largest[name] = np.maximum(largest[name], found) if name in largest else found
             rows[name].append(value[0, places])
         progress(number + 1, len(ids), "watching")

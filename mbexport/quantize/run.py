@@ -13,7 +13,7 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.bundle.write import FP32_DATA_FILE
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.errors import BackendError, PrecisionError
-from mbexport.files import Progress, beside, put_in_place, to_json, write_atomically
+from mbexport.files import Progress, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import build_graph
 from mbexport.graph.sites import encoder_sites
 from mbexport.manifest import Check, Manifest
@@ -29,6 +29,7 @@ from mbexport.quantize.samples import Sample, Samples, bundle_sampler, disjoint,
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
+from mbexport.temporary import beside
 from mbexport.texts import Example
 from mbexport.version import __version__
 from mbexport.writing import cannot_write, make_folder

@@ -41,7 +41,7 @@ class Cores:
     def __init__(
         self, graph: Path, threads: int | None = None, *, as_written: bool = False, share: bool = True
     ) -> None:
-        self._graph = graph.resolve()  # it is read again, perhaps from another working directory
+        self._graph = graph.absolute()  # it is read again, perhaps from another working directory
         self._files = _files_beside(self._graph)
         threads = threads or container_cores()
         self.all = OnnxRuntimeBackend(self._graph, threads, as_written=as_written)

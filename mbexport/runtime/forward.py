@@ -14,6 +14,11 @@ from mbexport.runtime.schedule import Run
 Outputs = dict[str, FloatArray]  # of one text, by name
 
 
+def not_finite(outputs: Outputs) -> list[str]:
+    """Names of a text's outputs that hold NaN or infinity."""
+    return [name for name, values in outputs.items() if not np.isfinite(values).all()]
+
+
 @dataclass(frozen=True)
 class Layout:
     """A run's texts in rows.

@@ -14,13 +14,14 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def scores(logits: FloatArray, activation: str) -> npt.NDArray[np.float64]:
-    """Logits [..., labels] to scores of the same shape: softmax, sigmoid or none."""
+    """Finite logits [..., labels] to scores of the same shape, finite too: softmax, sigmoid or none."""
     x = logits.astype(np.float64)
     if activation == "softmax":
         exponents = np.exp(x - x.max(axis=-1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
     if activation == "sigmoid":
-        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))  # the sigmoid, without overflow
+        small = np.exp(-np.abs(x))  # at most 1
+        return np.asarray(np.where(x < 0, small, 1.0) / (1.0 + small))
     return x
 
 
@@ -32,7 +33,7 @@ def classification(logits: FloatArray, manifest: Manifest) -> dict[str, Any]:
     """
     labels = manifest.labels or ()
     values = scores(logits, manifest.activation)
-    best = int(values.argmax())
+    best = int(logits.argmax())  # of scores several may be 1
     answer: dict[str, Any] = {"label": labels[best], "score": float(values[best])}
     if manifest.activation != "softmax" and len(labels) > 1:
         answer["scores"] = {label: float(value) for label, value in zip(labels, values, strict=True)}
@@ -58,7 +59,7 @@ def top_tokens(logits: FloatArray, count: int, decode: Callable[[int], str]) -> 
         Per token ``{"token", "token_str", "score"}``: number, text, probability; best first.
     """
     values = scores(logits, "softmax")
-    best = np.argsort(-values, kind="stable")[:count]
+    best = np.argsort(-logits, kind="stable")[:count]  # of scores many may be 0
     return [{"token": int(n), "token_str": decode(int(n)), "score": float(values[n])} for n in best]
 
 
@@ -76,5 +77,5 @@ def shortened(vector: FloatArray, size: int | None, *, renormalize: bool = False
 
 
 def pool(hidden: FloatArray, pooling: str) -> FloatArray:
-    """Token vectors of a text without padding, [tokens, hidden], to one vector [hidden]."""
-    return np.asarray(hidden[0] if pooling == "cls" else hidden.mean(axis=0, dtype=np.float32), dtype=np.float32)
+    """Token vectors of a text without padding, [tokens, hidden], to one vector [hidden]; finite where they are."""
+    return np.asarray(hidden[0] if pooling == "cls" else hidden.mean(axis=0, dtype=np.float64), dtype=np.float32)

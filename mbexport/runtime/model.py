@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from mbexport import manifest as manifests
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import BundleError, InputError, NotFiniteError
 from mbexport.manifest import Manifest
 from mbexport.options import DEVICES
 from mbexport.runtime.answers import Prepared, answer, items_of, parts_of
 from mbexport.runtime.backends.interface import Backend, IntArray
-from mbexport.runtime.forward import Outputs, forward
+from mbexport.runtime.forward import Outputs, forward, not_finite
 from mbexport.runtime.heads import FloatArray
 from mbexport.runtime.schedule import Run
-from mbexport.runtime.start import Executor, Wish, run_once, start
+from mbexport.runtime.start import Executor, Wish, check_outputs, run_once, start
 from mbexport.runtime.text import Encoded, TextEncoder, bundle_encoder, check_masks, with_prompt
 from mbexport.texts import Text
 
@@ -72,7 +72,8 @@ class Model:
             one per token, [tokens, size].
 
         Raises:
-            InputError: an item is no text, or not what the task takes.
+            InputError: an item is no text, not what the task takes, or has a token that the model does not have.
+            NotFiniteError: the model gives NaN or infinity for an item; no method returns that.
             BackendError: the forward pass failed.
         """
         prepared = self.prepare(texts)
@@ -90,7 +91,8 @@ class Model:
             truncate_dim: see :meth:`embed`.
 
         Raises:
-            InputError: an item is no text, or not what the task takes; no such prompt.
+            InputError: an item is no text, not what the task takes, or has a token that the model does not have;
+                no such prompt.
         """
         if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
             raise InputError(f"truncate_dim is {truncate_dim!r}, expected a whole number from 1, or None")
@@ -106,6 +108,7 @@ class Model:
         """Number and answer of each item as soon as it is computed, which is not in order.
 
         Raises:
+            NotFiniteError: what the model gives for an item is NaN or infinity; all that have answers were given.
             BackendError: a forward pass failed; what was not yet given has no answer then.
         """
         owners = [number for number, item in enumerate(prepared) for _ in item.parts]
@@ -134,11 +137,11 @@ class Model:
         return self._executor.batch_tokens
 
     def logits(self, texts: Sequence[Text]) -> FloatArray:
-        """Raw outputs of a text classifier, float32 [texts, labels].
+        """Raw outputs of a text classifier, float32 [texts, labels], all finite.
 
         Raises:
             InputError: the model is none, or an item is no text.
-            BackendError: the forward pass failed.
+            NotFiniteError, BackendError: see :meth:`__call__`.
         """
         if self.manifest.task != "text-classification":
             raise InputError(f"a {self.manifest.task} bundle has no logits of whole texts; use outputs() or embed()")
@@ -159,7 +162,7 @@ class Model:
 
         Raises:
             InputError: the model has no vectors of texts, no such prompt, or an item is no text.
-            BackendError: the forward pass failed.
+            NotFiniteError, BackendError: see :meth:`__call__`.
         """
         manifest = self.manifest
         if manifest.task != "feature-extraction" or manifest.pooling is None:
@@ -180,7 +183,7 @@ class Model:
 
         Raises:
             InputError: an item is no text, or has no mask where one is to be filled.
-            BackendError: the forward pass failed.
+            NotFiniteError, BackendError: see :meth:`__call__`.
         """
         return self._outputs([item.ids for item in self._encode(items_of(texts), None)])
 
@@ -191,8 +194,8 @@ class Model:
             token_ids: of each text, int64 [tokens], special tokens included.
 
         Raises:
-            InputError: an item is no such array, has more tokens than the model takes, or an id below 0.
-            BackendError: the forward pass failed, e.g. at an id beyond the vocabulary.
+            InputError: an item is no such array, has more tokens than the model takes, or an id that it does not have.
+            NotFiniteError, BackendError: see :meth:`__call__`.
         """
         token_ids = list(token_ids)
         for number, ids in enumerate(token_ids):
@@ -202,6 +205,7 @@ class Model:
                 raise InputError(f"item {number} has {len(ids)} tokens, expected 1 to {self.manifest.max_length}")
             if ids.min() < 0:
                 raise InputError(f"item {number} holds the id {ids.min()}; ids count from 0")
+            self._encoder.check_ids(ids, f"item {number}")
         if self._mask_id is not None:
             check_masks(token_ids, self._mask_id, self.manifest)
         return self._outputs(token_ids)
@@ -224,7 +228,32 @@ class Model:
         return rows
 
     def _results(self, token_ids: Sequence[IntArray]) -> Iterator[tuple[int, Outputs]]:
-        """Number and outputs of each text as they are computed."""
+        """Number and outputs of each text as they are computed; last those that are numbers in a run alone only.
+
+        Raises:
+            NotFiniteError: names the first text without; all others were given.
+        """
+        doubtful, bad = [], []
+        for number, row in self._computed(token_ids):
+            if not_finite(row):
+                doubtful.append(number)
+            else:
+                yield number, row
+        for number in doubtful:  # what is no number may be padding, or another text of its row
+            ((_, row),) = self._computed([token_ids[number]])
+            if names := not_finite(row):
+                bad.append((number, " and ".join(names)))
+            else:
+                yield number, row
+        if bad:
+            number, what = bad[0]
+            raise NotFiniteError(
+                f"text {number}: {self.description} gives {what} with NaN or infinity, as values in it overflow; "
+                "find out where with mbexport validate, or load the bundle in another precision"
+            )
+
+    def _computed(self, token_ids: Sequence[IntArray]) -> Iterator[tuple[int, Outputs]]:
+        """Number and outputs of each text as they are computed, whatever they are."""
 
         def one(backend: Backend, run: Run) -> list[Outputs]:
             return forward(backend, run, token_ids, self.manifest, self._mask_id)
@@ -276,8 +305,8 @@ def load(
             weights are in memory twice.
 
     Raises:
-        BundleError: no bundle there, a file of it missing, cut short or changed, no such precision, or
-            an int8 graph in which this CPU would saturate.
+        BundleError: no bundle there, a file of it missing, cut short or changed, a graph of another task or with
+            tensors in other places, no such precision, or an int8 graph in which this CPU would saturate.
         InputError: no such device, ``cuda`` where there is no GPU, or ``bf16`` or ``fp8`` where none is used.
         BackendError: ONNX Runtime refuses the graph.
     """
@@ -297,6 +326,7 @@ def load(
             f"{directory}: the mask token {manifest.mask_token!r} is not in tokenizer.json; "
             "set mask_token in the checkpoint's tokenizer_config.json and export again"
         )
+    check_outputs(directory, manifest, executor.all)
     labels = len(manifest.labels or ())
     if manifest.task in ("text-classification", "token-classification") and executor.all.width("logits") != labels:
         found = f"{executor.all.description} {executor.all.width('logits')}"

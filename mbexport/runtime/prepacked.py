@@ -16,7 +16,8 @@ import onnxruntime
 
 from mbexport import manifest as manifests
 from mbexport.errors import BackendError, BundleError, InputError
-from mbexport.files import read_json, to_json, write_atomically
+from mbexport.external import check_external_data
+from mbexport.files import Progress, no_progress, read_json, sha256, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
 from mbexport.runtime.graphs import cpu_graph, weights_of
@@ -25,7 +26,7 @@ FOLDER, RECORD = "prepacked", "prepacked.json"
 LEAST_BYTES = "1024"  # of a tensor that goes to the weights' file; smaller ones are kept in the graph
 
 
-def prepack(bundle: Path, precision: str = "auto") -> Path:
+def prepack(bundle: Path, precision: str = "auto", progress: Progress = no_progress) -> Path:
     """Pack the weights of the graph that :func:`mbexport.runtime.load` takes on this CPU.
 
     What is there and fits stays as it is: processes may have it mapped.
@@ -33,6 +34,7 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
     Args:
         bundle: the bundle; gets a folder.
         precision: as ``load`` takes it.
+        progress: told of a wait for another command.
 
     Returns:
         The folder, ``prepacked/GRAPH``; about 1.7 times as large as the weights.
@@ -42,8 +44,14 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
         InputError: the precision needs a GPU, or the graph is INT8, whose packed weights ONNX Runtime cannot load.
         BackendError: ONNX Runtime refuses the graph, or answers otherwise with what it packed.
     """
-    from mbexport.locking import locked  # a runtime only reads
-    from mbexport.writing import cannot_write, new_directory
+    from mbexport.claims import claimed  # a runtime only reads
+
+    with claimed(bundle, progress):
+        return _prepack(bundle, precision)
+
+
+def _prepack(bundle: Path, precision: str) -> Path:
+    from mbexport.writing import cannot_write, check_space, new_directory
 
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
@@ -55,12 +63,14 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
         )
     folder = folder_of(bundle, graph)
     try:
-        with locked(bundle / f".{FOLDER}.lock"):
-            if find_prepacked(bundle, manifest, graph)[0] is None:
-                with new_directory(folder, replace=True) as directory:
-                    _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
-                    record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}
-                    write_atomically(directory / RECORD, to_json(record) + "\n")
+        if find_prepacked(bundle, manifest, graph)[0] is None:
+            # ONNX Runtime does not say that a disk is full.
+            check_space(bundle, folder, 2 * sum(file.bytes for file in weights_of(bundle, manifest, graph)))
+            with new_directory(folder, replace=True) as directory:
+                _write(bundle / graph.file, directory / file_name(graph), as_written=graph.fused)
+                record = _made_for(bundle, manifest, graph) | {"bytes": _sizes(directory)}
+                record["sha256"] = {name: sha256(directory / name) for name in record["bytes"]}
+                write_atomically(directory / RECORD, to_json(record) + "\n")
     except OSError as cause:
         raise cannot_write(bundle, cause) from cause
     return folder
@@ -68,6 +78,7 @@ def prepack(bundle: Path, precision: str = "auto") -> Path:
 
 def _write(graph: Path, packed: Path, *, as_written: bool) -> None:
     """Have ONNX Runtime write ``packed`` and its data; it must answer as ``graph`` does."""
+    check_external_data(graph, BundleError)
     options = session_options(as_written=as_written)
     options.optimized_model_filepath = str(packed)
     for key, value in {
@@ -115,6 +126,25 @@ def find_prepacked(bundle: Path, manifest: Manifest, graph: Graph) -> tuple[Path
     return folder / file_name(graph), None
 
 
+def wrong_prepacked(bundle: Path) -> list[str]:
+    """What is wrong with packed weights, whose digests stand beside them and not in the manifest: a sentence a file."""
+    faults = []
+    for folder in sorted((bundle / FOLDER).iterdir()) if (bundle / FOLDER).is_dir() else ():
+        try:
+            known = read_json(folder / RECORD, BundleError).get("sha256")
+            found = {name: sha256(folder / name) for name in _sizes(folder)}
+        except (BundleError, OSError) as cause:
+            faults.append(f"{folder.relative_to(bundle)}: {cause}")
+            continue
+        names = sorted(found) if not isinstance(known, dict) else sorted(known.keys() | found.keys())
+        faults += [
+            f"{(folder / name).relative_to(bundle)}: it is not what mbexport prepack wrote there"
+            for name in names
+            if not isinstance(known, dict) or known.get(name) != found.get(name)
+        ]
+    return faults
+
+
 def _made_for(bundle: Path, manifest: Manifest, graph: Graph) -> dict[str, Any]:
     """What must be the same where packed weights are used."""
     weights = {file.file: file.sha256 for file in weights_of(bundle, manifest, graph)}
@@ -122,7 +152,7 @@ def _made_for(bundle: Path, manifest: Manifest, graph: Graph) -> dict[str, Any]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in folder.iterdir() if ".onnx" in path.name}
+    return {path.name: path.stat().st_size for path in folder.iterdir() if ".onnx" in path.name and path.is_file()}
 
 
 def cpu_kind() -> str:

@@ -29,13 +29,15 @@ def best_span(start_logits: FloatArray, end_logits: FloatArray, encoded: Encoded
     if not words:
         return {"answer": "", "score": 0.0, "start": 0, "end": 0}
     tokens = [token for token, *_ in words]
-    starts, ends = scores(start_logits[tokens], "softmax"), scores(end_logits[tokens], "softmax")
-    best = (-1.0, 0, 0)  # score, first, last
+    # Sums of logits: products of probabilities may all be 0.
+    starts, ends = start_logits[tokens].astype(np.float64), end_logits[tokens].astype(np.float64)
+    best = (-np.inf, 0, 0)  # sum, first, last
     for length in range(min(LONGEST_ANSWER, len(tokens))):
-        products = starts[: len(tokens) - length] * ends[length:]
-        first = int(np.argmax(products))
-        best = max(best, (float(products[first]), first, first + length), key=lambda candidate: candidate[0])
-    score, first, last = best
+        sums = starts[: len(tokens) - length] + ends[length:]
+        first = int(np.argmax(sums))
+        best = max(best, (float(sums[first]), first, first + length), key=lambda candidate: candidate[0])
+    _, first, last = best
+    score = float(scores(start_logits[tokens], "softmax")[first] * scores(end_logits[tokens], "softmax")[last])
     piece = context[words[first][2] : words[last][3]]
     start = words[first][2] + len(piece) - len(piece.lstrip())
     answer = piece.strip()

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mbexport.errors import BackendError
+from mbexport.errors import BackendError, BundleError
 from mbexport.manifest import Manifest
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import has_cuda
@@ -79,6 +79,25 @@ def start(bundle: Path, manifest: Manifest, wish: Wish) -> Executor:
         message = f"{fault}; weights are packed at every start, until they are packed here: mbexport prepack {bundle}"
         warnings.warn(message, FallbackWarning, stacklevel=3)
     return Cores(bundle / graph.file, wish.threads, as_written=graph.fused, share=wish.share_cores)
+
+
+def check_outputs(bundle: Path, manifest: Manifest, backend: Backend) -> None:
+    """Hold the outputs that answers are made of to the task: their names, and whether tokens have some of their own.
+
+    Raises:
+        BundleError: the graph is another task's.
+    """
+    fault = None
+    for name in manifest.needed_outputs:
+        width, of_tokens = backend.width(name), name in backend.per_token
+        if not width:
+            fault = f"no {name}"
+        elif manifest.task == "multiple-choice" and width != 1:
+            fault = f"{width} numbers in {name}, not one"
+        elif manifest.task != "fill-mask" and not backend.packs and of_tokens == manifest.pools_texts:
+            fault = f"{name} of {'tokens' if of_tokens else 'whole texts'}"
+    if fault is not None:
+        raise BundleError(f"{bundle}: {backend.description} gives {fault}, the task is {manifest.task}; export again")
 
 
 def run_once(backend: Backend, manifest: Manifest) -> None:

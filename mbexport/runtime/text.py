@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbexport.errors import BundleError, InputError
+from mbexport.errors import BundleError, InputError, is_refusal
+from mbexport.files import read_json
 from mbexport.manifest import Manifest, Sentence
+from mbexport.options import DEFAULT_VOCABULARY
 from mbexport.runtime.beginnings import beginning, holds, splits_at_blanks
 from mbexport.texts import Text
+from mbexport.tokenizer_file import read_tokenizer
 
 ANSWERED_BY_TOKENS = ("token-classification", "question-answering", "fill-mask")
 
@@ -51,36 +54,37 @@ class TextEncoder:
         max_length: tokens per text, special tokens counted; what is longer is cut.
         keep_first: of a pair, only the second segment is cut.
         keep_offsets: keep segments, words and offsets of tokens.
+        vocabulary: ids that the model has, from 0; None does not look at them.
 
     Raises:
         BundleError: the file is missing or cannot be read.
     """
 
     def __init__(
-        self, tokenizer_file: Path, max_length: int, *, keep_first: bool = False, keep_offsets: bool = True
+        self,
+        tokenizer_file: Path,
+        max_length: int,
+        *,
+        keep_first: bool = False,
+        keep_offsets: bool = True,
+        vocabulary: int | None = None,
     ) -> None:
-        from tokenizers import Tokenizer  # here, beside a graph that is being loaded
-
-        self._keep_offsets, self._max_length = keep_offsets, max_length
+        self._keep_offsets, self._max_length, self._vocabulary = keep_offsets, max_length, vocabulary
         if not tokenizer_file.is_file():
             raise BundleError(
                 f"{tokenizer_file} is missing, so texts cannot be tokenized; put the checkpoint's tokenizer.json there"
             )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-            # The file may fix padding and truncation; this runtime decides both itself.
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
-            self._by_beginnings = splits_at_blanks(self._tokenizer)
-        except Exception as cause:  # tokenizers raises bare Exception
-            raise BundleError(f"{tokenizer_file} is no usable tokenizer: {cause}; export again") from cause
+        # The file may fix padding and truncation; this runtime decides both itself.
+        self._tokenizer = read_tokenizer(tokenizer_file, max_length)
+        self._tokenizer.enable_truncation(max_length, strategy="only_second" if keep_first else "longest_first")
+        self._by_beginnings = splits_at_blanks(self._tokenizer)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """Token ids of each text, in order.
 
         Raises:
-            InputError: an item is no text (nor a pair of texts), is no valid Unicode, or has a
-                first segment that leaves no room for the second.
+            InputError: an item is no text (nor a pair of texts), is no valid Unicode, has a first segment that
+                leaves no room for the second, or a token that the model does not have.
         """
         for number, text in enumerate(texts):
             _check(number, text)
@@ -90,9 +94,34 @@ class TextEncoder:
             for number, (text, part) in enumerate(zip(texts, parts, strict=True)):
                 if len(part) < len(text) and not holds(encodings[number], part):
                     encodings[number] = self._tokenizer.encode_batch([text])[0]
-        except Exception as cause:
+        except BaseException as cause:
+            if not is_refusal(cause):
+                raise
             raise InputError(self._fault(texts, cause)) from cause
-        return [self._encoded(encoding) for encoding in encodings]
+        encoded = [self._encoded(encoding) for encoding in encodings]
+        for number, item in enumerate(encoded):
+            self.check_ids(item.ids, f"text {number}")
+        return encoded
+
+    def check_ids(self, ids: npt.NDArray[np.int64], name: str) -> None:
+        """Refuse ids beyond the vocabulary: ONNX Runtime fails on them, a GPU reads what lies there.
+
+        Args:
+            ids: of a text, [tokens].
+            name: what the error calls the text.
+
+        Raises:
+            InputError: names the first of them.
+        """
+        if self._vocabulary is None or not len(ids) or ids.max() < self._vocabulary:
+            return
+        found = int(ids[ids >= self._vocabulary][0])
+        token = self._tokenizer.id_to_token(found) if found < 2**32 else None
+        raise InputError(
+            f"{name} holds the id {found}{f' of the token {token!r:.80}' if token else ''}, and the model's embedding "
+            f"has {self._vocabulary} rows, so ids end at {self._vocabulary - 1}; take the tokenizer that the model was "
+            "trained with, or resize_token_embeddings, train and export again"
+        )
 
     def _beginning(self, text: Text) -> Any:
         """What to tokenize of a text; of pairs, which are cut by their lengths, all."""
@@ -104,12 +133,14 @@ class TextEncoder:
             return Encoded(ids, truncated)
         return Encoded(ids, truncated, encoding.sequence_ids, encoding.word_ids, encoding.offsets)
 
-    def _fault(self, texts: Sequence[Text], cause: Exception) -> str:
+    def _fault(self, texts: Sequence[Text], cause: BaseException) -> str:
         """Which of the texts the tokenizer refuses, and why."""
         for number, text in enumerate(texts):
             try:
                 self._tokenizer.encode_batch([text])
-            except Exception as own:  # noqa: PERF203 (only after a failure)
+            except BaseException as own:  # noqa: PERF203 (only after a failure)
+                if not is_refusal(own):
+                    raise
                 return f"text {number} cannot be tokenized (its first segment may leave no room for the second): {own}"
         return f"the texts cannot be tokenized: {cause}"
 
@@ -127,10 +158,19 @@ def bundle_encoder(bundle: Path, manifest: Manifest) -> TextEncoder:
     """The tokenizer of a bundle, set up for its task.
 
     Raises:
-        BundleError: it is missing or cannot be read.
+        BundleError: it or config.json is missing or cannot be read.
     """
-    keep_first, keep_offsets = manifest.task == "question-answering", manifest.task in ANSWERED_BY_TOKENS
-    return TextEncoder(bundle / "tokenizer.json", manifest.max_length, keep_first=keep_first, keep_offsets=keep_offsets)
+    config = read_json(bundle / "config.json", BundleError)
+    vocabulary = config.get("vocab_size", DEFAULT_VOCABULARY)
+    if type(vocabulary) is not int or vocabulary < 1:
+        raise BundleError(f"{bundle / 'config.json'}: vocab_size is {vocabulary!r:.80}, expected a whole number from 1")
+    return TextEncoder(
+        bundle / "tokenizer.json",
+        manifest.max_length,
+        keep_first=manifest.task == "question-answering",
+        keep_offsets=manifest.task in ANSWERED_BY_TOKENS,
+        vocabulary=vocabulary,
+    )
 
 
 def with_prompt(texts: Sequence[Text], sentence: Sentence | None, name: str | None) -> Sequence[Text]:

@@ -96,3 +96,15 @@ PARTS = {
     "attn.v": slice(128, 192), "attn.Wo": slice(None), "mlp.Wi_input": slice(0, 96), "mlp.gate": slice(96, 192),
     "mlp.Wo": slice(None),
 }  # fmt: skip
+
+
+def test_what_can_only_be_zero_is_and_what_overflows_is_infinite() -> None:
+    """A bound of 0 that is raised to the smallest number asks for a factor that makes it count."""
+    norm = np.ones(4, np.float32)
+    matrix = np.zeros((4, 3), np.float32)
+    matrix[:, 1], matrix[:, 2] = 1e-45, 3e38
+    with np.errstate(all="raise", under="ignore"):
+        for bound in (bounds.normed_product(matrix, norm, None, None), bounds.product(matrix, norm, None)):
+            assert bound[0] == 0
+            assert 0 < bound[1] < np.finfo(np.float32).tiny
+            assert bound[2] == np.inf

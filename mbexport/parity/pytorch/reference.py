@@ -15,12 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mbexport.checkpoint.adapters import MergedWeights
 from mbexport.checkpoint.load import Checkpoint
+from mbexport.checkpoint.sentence_config import MODULES
 from mbexport.checkpoint.weights import WRAPPER_PREFIX, Weights
-from mbexport.errors import InputError
+from mbexport.errors import CheckpointError, InputError
+from mbexport.files import read_json_value
 from mbexport.optional import require
 from mbexport.options import REFERENCES
 from mbexport.parity.samples import Case, IntArray
 
+OWN_MODULES = "sentence_transformers."
 HEAD_MODULES = ("head.", "classifier.", "decoder.")  # what stands beside the bare model in a wrapper
 
 
@@ -161,11 +164,30 @@ def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def _sentence_transformer(checkpoint: Checkpoint, implementation: str, device: str, dtype: torch.dtype) -> Any:
-    """The whole pipeline as sentence-transformers runs it."""
+    """The whole pipeline as sentence-transformers runs it.
+
+    Raises:
+        InputError: modules.json names a class of somebody else's, which sentence-transformers before version 6 would
+            import, from the checkpoint itself; or it does not take the checkpoint.
+    """
     require("sentence_transformers")
+    modules = checkpoint.file(MODULES)
+    for module in read_json_value(modules, CheckpointError) if modules else ():
+        if not module["type"].startswith(OWN_MODULES):
+            raise InputError(
+                f"{modules} names the class {module['type']!r:.80}, and only what is of {OWN_MODULES}* is imported; "
+                "compare with another export of the checkpoint: --against"
+            )
     from sentence_transformers import SentenceTransformer
 
-    settings = {"attn_implementation": implementation, "torch_dtype": dtype}
-    return SentenceTransformer(
-        str(checkpoint.directory), device=device, model_kwargs=settings, local_files_only=True
-    ).eval()
+    settings = {"attn_implementation": implementation, "torch_dtype": dtype, "use_safetensors": True}
+    try:
+        return SentenceTransformer(
+            str(checkpoint.directory),
+            device=device,
+            model_kwargs=settings,
+            local_files_only=True,
+            trust_remote_code=False,
+        ).eval()
+    except Exception as cause:
+        raise InputError(f"sentence-transformers cannot load {checkpoint.directory}: {cause}") from cause

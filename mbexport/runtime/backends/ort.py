@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from mbexport.errors import BackendError
+from mbexport.errors import BackendError, BundleError
+from mbexport.external import check_external_data
 from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
 from mbexport.runtime.backends.tensors import inputs_of, selected
 
@@ -48,12 +49,14 @@ class OnnxRuntimeBackend:
         device: what computes, ``cpu`` or ``cuda``.
 
     Raises:
+        BundleError: the file names tensors in other places than beside it.
         BackendError: ONNX Runtime refuses the file, or the provider does not work here.
     """
 
     def __init__(
         self, graph: Path, threads: int | None = None, *, as_written: bool = False, provider: str = CPU
     ) -> None:
+        check_external_data(graph, BundleError)
         options = session_options(as_written=as_written)
         if provider == CPU:  # a plan of memory is kept for every shape that comes, and texts have thousands
             options.enable_mem_pattern = False
@@ -75,7 +78,7 @@ class OnnxRuntimeBackend:
                 f"its CUDA and cuDNN libraries may be missing{said and ': ' + said}"
             )
         outputs = self._session.get_outputs()
-        sizes = {output.name: output.shape[-1] for output in outputs}
+        sizes = {output.name: output.shape[-1] for output in outputs if output.shape}
         self._widths = {name: size if isinstance(size, int) else 1 for name, size in sizes.items()}
         self._selects = any(given.name == "positions" for given in self._session.get_inputs())
         self.packs = any(given.name == POSITION_IDS for given in self._session.get_inputs())
