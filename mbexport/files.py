@@ -134,7 +134,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty temporary sibling that takes the place of ``path`` when the block ends without an error."""
-    from mbexport.temporary import beside  # a runtime that only reads starts sooner without
+    from mbexport.disk.temporary import beside  # a runtime that only reads starts sooner without
 
     with beside(path) as temporary:
         try:

@@ -246,7 +246,7 @@ def update(bundle: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
         BundleError: as :func:`read`.
         OSError: it cannot be written.
     """
-    from mbexport.locking import locked  # a runtime only reads
+    from mbexport.disk.locking import locked  # a runtime only reads
 
     with locked(bundle / f".{FILE_NAME}.lock"):
         manifest = change(read(bundle))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbexport.claims import claimed
+from mbexport.disk.claims import claimed
 from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress
 from mbexport.manifest import Manifest
@@ -56,7 +56,7 @@ def export_onnx(
     require("onnx_ir", "safetensors", "ml_dtypes")
     from mbexport.bundle.write import write_bundle
     from mbexport.checkpoint.load import load_checkpoint
-    from mbexport.writing import check_target
+    from mbexport.disk.writing import check_target
 
     target = Path(bundle)
     check_target(target, force=force)  # before any work is done

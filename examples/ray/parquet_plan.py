@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from parquet_units import KEY, DataError, Job, Source, text_sha256
 
+from mbexport.disk.writing import sha256
 from mbexport.errors import InputError
 from mbexport.manifest import Manifest
-from mbexport.writing import sha256
 
 PARTS = ".mbexport-parts"  # in the output folder; removed when all files are done
 PLANNERS = 16  # footers read at a time

@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mbexport.disk.writing import sha256
 from mbexport.errors import InputError, MbexportError
 from mbexport.manifest import Manifest
 from mbexport.runtime import Model
 from mbexport.runtime.answers import characters
-from mbexport.writing import sha256
 
 KEY = b"mbexport"  # of a finished file's metadata: the job and the input that it was made of
 READ_BYTES, READ_ROWS = 8 * 2**20, 1024  # of rows that are read at a time

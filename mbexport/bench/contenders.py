@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mbexport.disk.external import check_external_data
 from mbexport.errors import InputError
-from mbexport.external import check_external_data
 from mbexport.optional import require
 from mbexport.options import LARGEST_ERROR
 

@@ -12,13 +12,13 @@ from mbexport.bundle.half import DIALECT, ensure_half_graph
 from mbexport.bundle.packed import ensure_packed_graph
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.writing import cannot_write
 from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, no_progress, replacing, sha256
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph
 from mbexport.options import QUANTIZED
 from mbexport.version import __version__
-from mbexport.writing import cannot_write
 
 FP32_FILE = "onnx/model_trt.onnx"
 

@@ -16,13 +16,13 @@ from mbexport.bundle.stored import StoredWeights
 from mbexport.bundle.weights import Place, append
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
+from mbexport.disk.temporary import beside
+from mbexport.disk.writing import HashedFile, cannot_write, make_folder
 from mbexport.files import Progress, no_progress, to_json, write_atomically
 from mbexport.graph.encoder import DIALECTS, build_graph
 from mbexport.manifest import Graph, WeightsFile
 from mbexport.precision.half import HalfWeights, Site
-from mbexport.temporary import beside
 from mbexport.version import __version__
-from mbexport.writing import HashedFile, cannot_write, make_folder
 
 DIALECT = "tensorrt"
 

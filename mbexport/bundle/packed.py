@@ -8,9 +8,9 @@ from mbexport import manifest as manifests
 from mbexport.bundle.graphs import check_packable, write_packed_graph
 from mbexport.bundle.stored import external_tensors
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.writing import cannot_write
 from mbexport.errors import BundleError
 from mbexport.manifest import Graph, Manifest
-from mbexport.writing import cannot_write
 
 
 def ensure_packed_graph(bundle: Path, graph: Graph) -> Graph:

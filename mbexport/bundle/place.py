@@ -13,9 +13,9 @@ import onnx_ir as ir
 from mbexport import manifest as manifests
 from mbexport.bundle.graphs import external
 from mbexport.bundle.weights import Place
+from mbexport.disk.temporary import beside
 from mbexport.files import put_in_place, sha256
 from mbexport.manifest import Check, Graph, Manifest, WeightsFile
-from mbexport.temporary import beside
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from mbexport.bundle.place import Written
 from mbexport.bundle.weights import ALIGNMENT, Place, append
+from mbexport.disk.temporary import beside
+from mbexport.disk.writing import HashedFile
 from mbexport.manifest import WeightsFile
-from mbexport.temporary import beside
-from mbexport.writing import HashedFile
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 SMALL, SMALL_ALIGNMENT = 2**16, 64  # bytes: a page for each of many scales would be much of a small model

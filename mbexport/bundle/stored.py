@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from mbexport.bundle.weights import stored_shapes
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.external import check_external_data
 from mbexport.errors import BundleError
-from mbexport.external import check_external_data
 from mbexport.manifest import Manifest
 
 

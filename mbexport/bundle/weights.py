@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.checkpoint.weights import Weights, expected_tensors, is_linear
+from mbexport.disk.writing import HashedFile
 from mbexport.errors import CheckpointError
 from mbexport.files import Progress
 from mbexport.graph.rope import rope_tables
 from mbexport.manifest import WeightsFile
-from mbexport.writing import HashedFile
 
 # Projections that a checkpoint stores as one matrix, by rows. Multiplied apart, they need no split of the product.
 SEPARATED = {"Wqkv": ("Wq", "Wk", "Wv"), "Wi": ("Wi_input", "Wi_gate")}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from mbexport.bundle.weights import write_fp32_weights
 from mbexport.checkpoint.load import Checkpoint
-from mbexport.claims import claimed
+from mbexport.disk.claims import claimed
+from mbexport.disk.links import outside
+from mbexport.disk.writing import check_space, check_target, new_directory
 from mbexport.errors import CheckpointError
 from mbexport.files import (
     LARGEST_TOKENIZER,
@@ -18,9 +20,7 @@ from mbexport.files import (
     to_json,
     write_atomically,
 )
-from mbexport.links import outside
 from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, write
-from mbexport.writing import check_space, check_target, new_directory
 
 FP32_DATA_FILE = "onnx/model.onnx_data"
 EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of FP32_DATA_FILE

@@ -13,6 +13,8 @@ from mbexport import manifest as manifests
 from mbexport.bundle.engine_graph import ensure_engine_graph
 from mbexport.checkpoint.load import read_bundle_spec
 from mbexport.checkpoint.spec import ModelSpec
+from mbexport.disk.temporary import beside
+from mbexport.disk.writing import cannot_write, make_folder
 from mbexport.engines.builders import Target
 from mbexport.engines.gpus import check_fp32_products
 from mbexport.engines.job import Built, Job
@@ -34,8 +36,6 @@ from mbexport.errors import EngineError
 from mbexport.files import Progress, put_in_place, to_json, write_atomically
 from mbexport.manifest import Engine, Graph, Manifest
 from mbexport.profiles import Profile, profiles_text
-from mbexport.temporary import beside
-from mbexport.writing import cannot_write, make_folder
 
 
 @dataclass(frozen=True)

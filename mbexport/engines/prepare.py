@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mbexport.disk.external import check_external_data
 from mbexport.engines.products import code_products
 from mbexport.errors import BundleError
-from mbexport.external import check_external_data
 
 _LAYER = re.compile(r"layers\.(\d+)/")
 _MASK = 3  # Attention's inputs are queries, keys, values, mask

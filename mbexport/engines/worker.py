@@ -24,11 +24,11 @@ from polygraphy.backend.trt import CreateConfig, CreateNetwork, EngineBytesFromN
 from polygraphy.backend.trt.util import check_onnx_parser_errors, get_trt_logger
 from polygraphy.logger import G_LOGGER
 
+from mbexport.disk.writing import HashedFile
 from mbexport.engines.job import RTX_SWITCH, Built, Job
 from mbexport.options import BUILDER_MODULES
 from mbexport.processes import peak_bytes
 from mbexport.profiles import parse_profile
-from mbexport.writing import HashedFile
 
 if TYPE_CHECKING:
     import tensorrt as trt  # TensorRT-RTX has the same interface, as far as it is used here

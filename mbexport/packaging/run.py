@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mbexport import manifest as manifests
+from mbexport.disk.writing import check_target, new_directory
 from mbexport.errors import BundleError, InputError
 from mbexport.files import Progress, sha256, to_json
 from mbexport.manifest import FILE_NAME, Manifest
@@ -20,7 +21,6 @@ from mbexport.packaging.guide import guide
 from mbexport.packaging.signature import read_signature
 from mbexport.runtime.text import bundle_encoder
 from mbexport.version import __version__
-from mbexport.writing import check_target, new_directory
 
 REPORT = "mbexport-package.json"  # marks a repository that --force may replace
 VERSION = "1"  # of both models: the folder that Triton takes

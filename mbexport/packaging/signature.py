@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from mbexport.disk.external import check_external_data
 from mbexport.errors import BackendError, BundleError
-from mbexport.external import check_external_data
 from mbexport.runtime.backends.ort import session_options
 
 DATA_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}  # ONNX Runtime's names to Triton's

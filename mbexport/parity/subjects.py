@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from mbexport import manifest as manifests
 from mbexport.checkpoint.spec import ModelSpec
+from mbexport.disk.external import check_external_data
 from mbexport.errors import BundleError, InputError
-from mbexport.external import check_external_data
 from mbexport.manifest import Graph, Manifest
 from mbexport.parity.described import is_bundle
 from mbexport.parity.samples import answer_outputs

@@ -12,6 +12,8 @@ from mbexport import manifest as manifests
 from mbexport.bundle.stored import StoredWeights
 from mbexport.bundle.write import FP32_DATA_FILE
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.temporary import beside
+from mbexport.disk.writing import cannot_write, make_folder
 from mbexport.errors import BackendError, PrecisionError
 from mbexport.files import Progress, put_in_place, to_json, write_atomically
 from mbexport.graph.encoder import build_graph
@@ -29,10 +31,8 @@ from mbexport.quantize.samples import Sample, Samples, bundle_sampler, disjoint,
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
-from mbexport.temporary import beside
 from mbexport.texts import Example
 from mbexport.version import __version__
-from mbexport.writing import cannot_write, make_folder
 
 REFERENCE = "the FP32 graph, on held-out texts"
 REPORT = "reports/quality-int8"

@@ -11,12 +11,12 @@ from mbexport.bundle.place import Placed, place
 from mbexport.bundle.quantized import written
 from mbexport.bundle.stored import StoredWeights
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.writing import cannot_write
 from mbexport.errors import BundleError
 from mbexport.graph.encoder import DIALECTS
 from mbexport.manifest import Check, Graph
 from mbexport.precision.calibration import Calibration
 from mbexport.quantize.targets import Source, Target, engine_target
-from mbexport.writing import cannot_write
 
 CALIBRATION_FILE = "calibration.npz"
 

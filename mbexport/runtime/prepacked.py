@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 
 from mbexport import manifest as manifests
+from mbexport.disk.external import check_external_data
 from mbexport.errors import BackendError, BundleError, InputError
-from mbexport.external import check_external_data
 from mbexport.files import Progress, no_progress, read_json, sha256, to_json, write_atomically
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
@@ -44,14 +44,14 @@ def prepack(bundle: Path, precision: str = "auto", progress: Progress = no_progr
         InputError: the precision needs a GPU, or the graph is INT8, whose packed weights ONNX Runtime cannot load.
         BackendError: ONNX Runtime refuses the graph, or answers otherwise with what it packed.
     """
-    from mbexport.claims import claimed  # a runtime only reads
+    from mbexport.disk.claims import claimed  # a runtime only reads
 
     with claimed(bundle, progress):
         return _prepack(bundle, precision)
 
 
 def _prepack(bundle: Path, precision: str) -> Path:
-    from mbexport.writing import cannot_write, check_space, new_directory
+    from mbexport.disk.writing import cannot_write, check_space, new_directory
 
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)

@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from mbexport import manifest as manifests
-from mbexport import writing
+from mbexport.disk import writing
 from mbexport.errors import MbexportError
+from mbexport.packaging.run import REPORT
 from mbexport.verifying import wrong_files
 from tests.breaking.children import Command, import_all, in_child
 
@@ -190,10 +191,13 @@ class Killer:
     def _state(self, ready: Prepared, folder: Path) -> list[str]:
         """What is wrong with the bundle that is there."""
         found = [path.parent for path in folder.rglob(manifests.FILE_NAME) if not hidden(path.relative_to(folder))]
-        bundles = [path for path in found if (path / "config.json").is_file()]  # others lie in Triton's repository
+        bundles = [path for path in found if (path / "onnx").is_dir()]  # others lie in Triton's repository
         if not bundles:
             return ["the bundle is gone"] if ready.scenario.before else []
-        return [fault for bundle in bundles for fault in self._faults(bundle, replaced=ready.scenario.replaces)]
+        faults = [fault for bundle in bundles for fault in self._faults(bundle, replaced=ready.scenario.replaces)]
+        if (folder / "served").exists():
+            faults += repository_faults(folder / "served")
+        return faults
 
     def _faults(self, bundle: Path, *, replaced: bool) -> list[str]:
         faults = []
@@ -251,6 +255,17 @@ def logits(bundle: Path, precision: str) -> list[list[float]]:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*quality gate.*")
         return load(bundle, "cpu", precision, 1).logits(list(TEXTS)).tolist()
+
+
+def repository_faults(folder: Path) -> list[str]:
+    """What is wrong with Triton's repository that is there: its report counts all bytes but its own and a guide's."""
+    report = folder / REPORT
+    if not report.is_file():
+        return [f"{folder.name} is no repository"]
+    found = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    found -= report.stat().st_size + (folder / "README.md").stat().st_size
+    stated = json.loads(report.read_text())["bytes"]
+    return [] if found == stated else [f"{folder.name} has {found} bytes, its report says {stated}"]
 
 
 def files(folder: Path) -> frozenset[str]:

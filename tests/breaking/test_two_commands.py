@@ -17,15 +17,15 @@ import pytest
 
 from mbexport import export_onnx, package
 from mbexport import manifest as manifests
-from mbexport.claims import LOCK, claimed
+from mbexport.disk.claims import LOCK, claimed
+from mbexport.disk.temporary import beside, folder_beside
+from mbexport.disk.writing import new_directory
 from mbexport.errors import BundleError
 from mbexport.files import no_progress
 from mbexport.precision.calibration import Calibration
 from mbexport.quantize.write import CALIBRATION_FILE
 from mbexport.runtime import load
-from mbexport.temporary import beside, folder_beside
 from mbexport.verifying import wrong_files
-from mbexport.writing import new_directory
 from tests.breaking.kills import INT8, TEXTS, make_checkpoints
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="on Windows nothing is claimed")
@@ -155,7 +155,7 @@ def test_a_place_that_was_taken_meanwhile_is_not_replaced_unasked(tmp_path: Path
 
 
 HOLDER = """
-import sys; from pathlib import Path; from mbexport.temporary import beside, folder_beside
+import sys; from pathlib import Path; from mbexport.disk.temporary import beside, folder_beside
 with beside(Path(sys.argv[1])) as file, folder_beside(Path(sys.argv[1])) as folder:
     print(file.name, folder.name, flush=True)
     sys.stdin.readline()

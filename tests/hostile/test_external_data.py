@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from mbexport import manifest as manifests
 from mbexport.bundle.half import ensure_half_graph
 from mbexport.checkpoint.load import read_bundle_spec
+from mbexport.disk.external import check_external_data, locations
 from mbexport.engines.prepare import prepare
 from mbexport.errors import BundleError, InputError
-from mbexport.external import check_external_data, locations
 from mbexport.parity.subjects import open_subject
 from mbexport.runtime import load
 from tests.bundles import rehash

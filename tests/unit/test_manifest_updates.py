@@ -17,8 +17,8 @@ from mbexport import manifest as manifests
 from mbexport import validate
 from mbexport.bundle import half
 from mbexport.bundle.engine_graph import ensure_engine_graph
+from mbexport.disk.locking import locked
 from mbexport.errors import BundleError
-from mbexport.locking import locked
 from mbexport.manifest import Check, Engine, Manifest
 from mbexport.parity import run as parity
 from tests.unit.test_manifest import FULL

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from mbexport.disk.external import check_external_data
 from mbexport.errors import BackendError, BundleError
-from mbexport.external import check_external_data
 from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
 from mbexport.runtime.backends.tensors import inputs_of, selected
 

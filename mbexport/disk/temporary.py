@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
-from mbexport.locking import hold
+from mbexport.disk.locking import hold
 
 TEMPORARY = "mbexport-tmp-"  # in the names of all of them
 

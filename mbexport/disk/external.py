@@ -12,8 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mbexport.disk.links import outside
 from mbexport.errors import MbexportError
-from mbexport.links import outside
 
 KEY = b"location"  # of a TensorProto's external_data
 SMALL = 2**24  # bytes of a file that are read at once

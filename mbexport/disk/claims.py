@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mbexport.disk.locking import locked
+from mbexport.disk.temporary import remove_abandoned
+from mbexport.disk.writing import cannot_write
 from mbexport.files import Progress
-from mbexport.locking import locked
 from mbexport.manifest import FILE_NAME as MANIFEST
-from mbexport.temporary import remove_abandoned
-from mbexport.writing import cannot_write
 
 LOCK = ".mbexport.lock"
 

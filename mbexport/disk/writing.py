@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from glob import escape
 from pathlib import Path
 
+from mbexport.disk.exchange import exchanged
+from mbexport.disk.temporary import folder_beside
 from mbexport.errors import BundleError, InputError, MbexportError
-from mbexport.exchange import exchanged
 from mbexport.manifest import FILE_NAME as MANIFEST
-from mbexport.temporary import folder_beside
 
 ASIDE = "mbexport-old-"  # in the names of directories that were set aside
 MOST_PENDING = 64 * 2**20  # bytes that are written and not hashed yet, which stay in memory
