@@ -235,7 +235,7 @@ def test_calibration_needs_a_later_onnx_runtime(
     example_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
-    (tmp_path / "texts.txt").write_text("The striker scored.\n")
+    (tmp_path / "texts.txt").write_text("".join(f"The striker scored {n} goals.\n" for n in range(9)))
     result = run("int8", example_bundle, "--calibration", tmp_path / "texts.txt")
     assert result.exit_code == 2
     assert "ONNX Runtime is 1.23.2, which cannot compute INT8 graphs for TensorRT" in result.stderr

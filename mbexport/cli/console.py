@@ -65,7 +65,7 @@ class OneLineGroup(click.Group):
         except MbexportError as error:
             _fail(str(error), debug)
         except (click.Abort, KeyboardInterrupt) as error:
-            cause = error.__cause__ or error  # click makes an Abort of interrupts
+            cause = error.__cause__ or error.__context__ or error  # click makes an Abort of interrupts, 8.1 of none
             number = cause.number if isinstance(cause, Stopped) else signal.SIGINT
             click.echo(f"mbexport: interrupted by {number.name}; nothing half-written was left", err=True)
             sys.exit(128 + number)

@@ -88,7 +88,6 @@ def quantize(
         InputError: too few texts, or a part to keep that is none.
         BackendError: ONNX Runtime failed, or is too old for what it is to judge.
     """
-    _check_onnx_runtime()
     manifest = manifests.read(bundle)
     manifests.check_files(bundle, manifest)
     spec = read_bundle_spec(bundle, manifest)
@@ -98,6 +97,7 @@ def quantize(
     samples = disjoint(sampler.samples(first), sampler.samples(second))
     steps = _Steps(progress)
     uncalibrated = Source(bundle / "onnx", spec, StoredWeights(bundle, manifest), Calibration("", 0, {}))
+    _check_onnx_runtime()
     try:
         make_folder(bundle / "reports")
         with beside(bundle / CALIBRATION_FILE) as file:  # before any work is done: a bundle that cannot be written to

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")  # which makes the checkpoints
 ROOT = Path(__file__).parents[2]
 CHANGING = {"int8", "trt", "prepack", "replace"}
 READ_ONLY = "mbexport: error: bundle cannot be written: Read-only file system"

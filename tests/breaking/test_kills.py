@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")  # which makes the checkpoints
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="commands run in forked children")
 ROOT = Path(__file__).parents[2]
 

@@ -57,6 +57,7 @@ class Late(BaseException):
 
 def main() -> None:
     """Run what standard input says; a JSON line for each."""
+    import inspect
     import resource
 
     from click.testing import CliRunner
@@ -69,10 +70,12 @@ def main() -> None:
     signal.signal(signal.SIGALRM, late)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
+    old = "mix_stderr" in inspect.signature(CliRunner).parameters
+    apart: dict[str, bool] = {"mix_stderr": False} if old else {}  # click 8.1; later ones keep standard error apart
     for command in json.load(sys.stdin):
         signal.alarm(SECONDS)
         try:
-            result = CliRunner().invoke(mbexport, command)
+            result = CliRunner(**apart).invoke(mbexport, command)
             outcome = {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
         except Late:
             outcome = {"code": -1, "stdout": "", "stderr": traceback.format_exc()}

@@ -198,7 +198,7 @@ def test_tensors_that_do_not_fit(fault: str, tiny: Path, tmp_path: Path) -> None
         "unknown tensor": "lora_magnitude_vector",
         "unknown module": "changes layers.9.attn.Wo.weight, which the base model does not have",
         "half a pair": "lora_A and lora_B of model.layers.1.attn.Wo do not fit",
-        "wrong shape": r"the change to model.layers.1.attn.Wo.weight has shape \[64, 32\]",
+        "wrong shape": r"the change to layers.1.attn.Wo.weight has shape \[64, 32\]",
         "missing": "adapter_model.safetensors is missing",
     }[fault]
     if fault == "unknown tensor":
