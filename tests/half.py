@@ -8,8 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from mbexport import manifest as manifests
-from mbexport.bundle.stored import StoredWeights
+from mbexport.bundle.stored import external_tensors
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.encoder import build_graph
 from tests.checkpoints import edit_tensors
@@ -20,7 +19,7 @@ ENGINE_GRAPH = "onnx/engine.onnx"
 
 def write_engine_graph(bundle: Path, spec: ModelSpec) -> None:
     """The graph that engines are built from, in float32: what it computes, apart from how it rounds."""
-    tensors = StoredWeights(bundle, manifests.read(bundle)).tensors
+    tensors = external_tensors(bundle / "onnx/model.onnx")
     ir.save(build_graph(spec, tensors, "tensorrt", "0"), bundle / ENGINE_GRAPH)
 
 

@@ -423,8 +423,7 @@ def test_damaged_bundles_leave_nothing(own: Path, tmp_path: Path) -> None:
     (own / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="no usable tokenizer"):
         package(own, target)
-    assert not target.exists()
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()  # nor are folders left that were made for it
 
 
 def test_a_graph_that_does_not_run_is_not_packaged(own: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mbexport.runtime.batches import Limits
 from mbexport.runtime.forward import Outputs, forward, lay_out
 from mbexport.runtime.packing import plan_packed, positions_of
 from mbexport.runtime.schedule import Run
+from tests.bundles import rehash
 from tests.checkpoints import copy_example, edit_tensors, save_checkpoint, torch_model
 from tests.half import make_hostile
 from tests.inputs import allowed_error
@@ -202,6 +203,7 @@ def test_validate_judges_packed_graphs(sees_others: bool, tmp_path: Path) -> Non
         (same,) = (node for node in model.graph.node if node.name == "global_attention/texts/same")
         same.op_type = "GreaterOrEqual"
         onnx.save(model, bundle / PACKED)
+        rehash(bundle / PACKED)
     report = validate(bundle, checkpoint=checkpoint, max_length=300)
     verdicts = {graph.file: graph.passed for graph in report.graphs}
     assert verdicts == {"onnx/model.onnx": True, "onnx/model_ort.onnx": True, PACKED: not sees_others}
