@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from parquet_units import KEY, DataError, Job, Source, text_sha256
 
-from mbexport.disk.writing import sha256
 from mbexport.errors import InputError
+from mbexport.files import sha256
 from mbexport.manifest import Manifest
 
 PARTS = ".mbexport-parts"  # in the output folder; removed when all files are done

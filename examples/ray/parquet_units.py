@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mbexport.disk.writing import sha256
 from mbexport.errors import InputError, MbexportError
+from mbexport.files import sha256
 from mbexport.manifest import Manifest
 from mbexport.runtime import Model
 from mbexport.runtime.answers import characters
