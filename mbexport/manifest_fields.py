@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mbexport.errors import BundleError
+from mbexport.files import is_plain_name
 
 LARGEST_LENGTH = 2**24  # tokens of a text
 MOST = 2**63 - 1  # of whole numbers
 LONGEST_NAME = 255  # bytes of a file's name
-NO_NAME = "\\:"  # characters by which Windows leaves a folder
 
 
 class _Dataclass(Protocol):
@@ -99,9 +99,8 @@ class Reader:
 
 def names_inside(file: str) -> bool:
     """Whether a text names a file below the bundle, on every system, as ``onnx/model.onnx`` does."""
-    parts = file.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in parts)
-    return plain and file.isprintable() and not any(character in NO_NAME for character in file)
+    short = all(len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in file.split("/"))
+    return short and file.isprintable() and all(map(is_plain_name, file.split("/")))
 
 
 _TEXTS, _PROMPTS = "tuple[str, ...]", "dict[str, str]"

@@ -33,6 +33,21 @@ def example_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of a task of ``tests.packages``, not to be changed."""
+    from tests.packages import export_task  # imports torch, which not all environments have
+
+    made: dict[str, Path] = {}
+
+    def bundle(task: str) -> Path:
+        if task not in made:
+            made[task] = export_task(task, tmp_path_factory.mktemp(task))
+        return made[task]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def record_parity() -> Iterator[Callable[[str, str, float], None]]:
     """Notes the largest error, as a share of the spread, that a kind of model was found to have.
 

@@ -19,7 +19,7 @@ from mbexport.cli import main
 from mbexport.errors import InputError
 from mbexport.runtime import Batcher, load
 from tests.gpu_standin import Machine, add_engine
-from tests.packages import TASKS, Task, assert_same, expected, export_task, given, inputs_of
+from tests.packages import TASKS, Task, assert_same, expected, given, inputs_of
 from tests.triton_standin import Request, Server, TritonError
 
 PATIENCE = 60.0
@@ -37,19 +37,6 @@ ITEMS: dict[str, list[Any]] = {
     "late": EMPTY,
 }
 Made = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The bundle of a task, not to be changed."""
-    made: dict[str, Path] = {}
-
-    def bundle(task: str) -> Path:
-        if task not in made:
-            made[task] = export_task(task, tmp_path_factory.mktemp(task))
-        return made[task]
-
-    return bundle
 
 
 def assert_finite(answer: Any) -> None:

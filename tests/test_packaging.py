@@ -25,24 +25,11 @@ from mbexport.profiles import parse_profile
 from mbexport.runtime import QualityWarning, load
 from tests.gpu_standin import add_engine
 from tests.int8 import add_int8
-from tests.packages import LONG, TASKS, TEXTS, assert_same, expected, export_task, given, inputs_of
+from tests.packages import LONG, TASKS, TEXTS, assert_same, expected, given, inputs_of
 from tests.triton_standin import NUMPY, Request, Server, TritonError, read_config
 
 SIZES = {"TYPE_INT64": 8, "TYPE_FP32": 4}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a task, not to be changed."""
-    made: dict[str, Path] = {}
-
-    def bundle(task: str) -> Path:
-        if task not in made:
-            made[task] = export_task(task, tmp_path_factory.mktemp(task))
-        return made[task]
-
-    return bundle
 
 
 @pytest.fixture
@@ -117,9 +104,9 @@ def _tensor_faults(config: Any, graph: Path) -> list[str]:
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("task", TASKS)
 def test_configs_are_valid_and_fit_the_graph(
-    task: str, device: str, bundles: Callable[[str], Path], tmp_path: Path
+    task: str, device: str, bundle_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    report = package(bundles(task), tmp_path / "repository", device=device, name="news.topics-2")
+    report = package(bundle_of(task), tmp_path / "repository", device=device, name="news.topics-2")
     graph = tmp_path / "repository" / "news.topics-2_model"
     config = read_config(graph)
     assert faults_of(tmp_path / "repository", graph / "1" / config.default_model_filename) == []
@@ -175,9 +162,9 @@ def test_what_is_not_in_the_schema_is_refused(old: str, new: str, own: Path, tmp
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("task", TASKS)
 def test_answers_are_those_of_the_runtime(
-    task: str, device: str, bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, device: str, bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, bundle = TASKS[task], bundles(task)
+    case, bundle = TASKS[task], bundle_of(task)
     package(bundle, tmp_path / "repository", device=device)
     server = Server(tmp_path / "repository", monkeypatch)
     wanted = expected(load(bundle, device="cpu"), case, case.items)
@@ -192,12 +179,12 @@ def test_answers_are_those_of_the_runtime(
 
 
 def test_an_optional_input_may_stay_away(
-    bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package(bundles("reranker"), tmp_path / "repository")
+    package(bundle_of("reranker"), tmp_path / "repository")
     server = Server(tmp_path / "repository", monkeypatch)
     alone, pair = server.execute(Request(TEXT=[[b"Who won?"]]), Request(TEXT=[[b"Who won?"]], PAIR=[[b"We."]]))
-    model = load(bundles("reranker"))
+    model = load(bundle_of("reranker"))
     assert_same(given(alone) + given(pair), model(["Who won?", ("Who won?", "We.")]))
 
 
@@ -233,14 +220,14 @@ def test_what_is_wrong_with_a_request_is_its_own_error(served: Server) -> None:
 
 
 def test_masks_and_prompts_that_there_are_not(
-    bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package(bundles("masks"), tmp_path / "masks")
+    package(bundle_of("masks"), tmp_path / "masks")
     server = Server(tmp_path / "masks", monkeypatch)
     good, bad = server.execute(Request(TEXT=[[b"A [MASK]."]]), Request(TEXT=[[b"no mask"]]))
     assert len(given(good)[0]) == 1
     assert "text 0 has no [MASK]" in bad.message()
-    package(bundles("sentences"), tmp_path / "sentences")
+    package(bundle_of("sentences"), tmp_path / "sentences")
     server = Server(tmp_path / "sentences", monkeypatch)
     rows = [[b"Who won?"]]
     answers = server.execute(
@@ -290,9 +277,9 @@ def test_answers_that_are_not_finite_are_an_error(
 
 
 def test_no_call_is_larger_than_the_other_model_takes(
-    bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package(bundles("choices"), tmp_path / "repository")
+    package(bundle_of("choices"), tmp_path / "repository")
     server = Server(tmp_path / "repository", monkeypatch)
     requests = [Request(TEXT=[[b"a"]], CHOICES=[[b"b"] * 40]) for _ in range(4)]
     assert [len(given(answer)[0]["scores"]) for answer in server.execute(*requests)] == [40] * 4
@@ -338,9 +325,9 @@ def test_engines(profile: str, own: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_shared_memory_holds_the_outputs_of_the_longest_text(
-    bundles: Callable[[str], Path], example_bundle: Path, tmp_path: Path
+    bundle_of: Callable[[str], Path], example_bundle: Path, tmp_path: Path
 ) -> None:
-    masks = Path(shutil.copytree(bundles("masks"), tmp_path / "masks"))
+    masks = Path(shutil.copytree(bundle_of("masks"), tmp_path / "masks"))
     raw = json.loads((masks / manifests.FILE_NAME).read_text())
     (masks / manifests.FILE_NAME).write_text(json.dumps(raw | {"max_length": 60_000}))
     package(masks, tmp_path / "gpu", device="gpu")  # 5,000 float32 a token
@@ -468,9 +455,9 @@ def test_the_same_bundle_gives_the_same_bytes(own: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_request_that_the_readme_shows_is_answered(
-    task: str, bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package(bundles(task), tmp_path / "repository")
+    package(bundle_of(task), tmp_path / "repository")
     readme = (tmp_path / "repository" / "README.md").read_text()
     match = re.search(r"models/modernbert/infer -d '(.*)'$", readme, re.MULTILINE)
     assert match is not None

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mbexport.bundle.weights import write_fp32_weights
-from mbexport.checkpoint.load import Checkpoint
+from mbexport.checkpoint.load import TOKENIZER, Checkpoint
 from mbexport.disk.claims import claimed
 from mbexport.disk.links import outside
 from mbexport.disk.writing import check_space, check_target, new_directory
@@ -25,7 +25,6 @@ from mbexport.manifest import Graph, Manifest, Sentence, Source, WeightsFile, wr
 FP32_DATA_FILE = "onnx/model.onnx_data"
 EXTERNAL_DATA = {"model.onnx": 1}  # how transformers.js learns of FP32_DATA_FILE
 # Files of a checkpoint that a bundle carries along, where they are there; of folders of modules, these.
-TOKENIZER = "tokenizer.json"
 CARRIED = (
     TOKENIZER,
     "tokenizer_config.json",

@@ -128,8 +128,7 @@ def parse_sentence(directory: Path, modules: list[dict[str, str]], hidden: int) 
     width = hidden
     for module in modules:
         kind, folder = _kind(module), module.get("path")
-        own = isinstance(folder, str) and is_plain_name(folder) and "." not in folder
-        if not isinstance(folder, str) or not own or folder.lower() in TAKEN:
+        if not isinstance(folder, str) or not is_plain_name(folder) or "." in folder or folder.lower() in TAKEN:
             raise CheckpointError(
                 f"{directory / MODULES} names the folder {folder!r:.80}, which lies elsewhere or is none, expected one "
                 "of the checkpoint's own, such as 1_Pooling"

@@ -176,12 +176,11 @@ class Weights:
             if name in found and found[name] != shape
         ]
         types = {name: self.dtype(name) for name in found if name in expected}
-        wrong_type = [f"{name} {dtype}" for name, dtype in types.items() if dtype not in FLOAT_TYPES]
         faults = [
             _fault("missing", [name for name in expected if name not in found]),
             _fault("unexpected", [name for name in found if name not in expected]),
             _fault("of another shape", wrong_shape),
-            _fault(f"of a type other than {', '.join(FLOAT_TYPES)}", wrong_type),
+            _wrong_types(types),
         ]
         if any(faults):
             raise CheckpointError(
@@ -230,11 +229,7 @@ def read_tensors(file: Path) -> dict[str, FloatArray]:
     from safetensors import safe_open
 
     names = _read_header(file)
-    fault = _fault(
-        f"of a type other than {', '.join(FLOAT_TYPES)}",
-        [f"{name} {tensor.dtype}" for name, tensor in names.items() if tensor.dtype not in FLOAT_TYPES],
-    )
-    if fault:
+    if fault := _wrong_types({name: tensor.dtype for name, tensor in names.items()}):
         raise CheckpointError(f"{file}: {fault}")
     with safe_open(file, framework="np") as stream:
         return {name: _finite_float32(file, name, stream.get_tensor(name)) for name in names}
@@ -258,6 +253,11 @@ def _fault(kind: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{len(names)} {kind}: {', '.join(name[:LONGEST_NAME] for name in names[:MAX_NAMED])}{more}"
+
+
+def _wrong_types(types: dict[str, str]) -> str:
+    wrong = [f"{name} {dtype}" for name, dtype in types.items() if dtype not in FLOAT_TYPES]
+    return _fault(f"of a type other than {', '.join(FLOAT_TYPES)}", wrong)
 
 
 def _weight_files(directory: Path) -> list[Path]:

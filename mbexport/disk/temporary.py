@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -37,8 +37,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove what died commands left anywhere below a folder."""
-    for temporary in [*folder.rglob(f".*.{TEMPORARY}*")]:
-        _remove_abandoned(temporary)
+    _remove_if_abandoned([*folder.rglob(f".*.{TEMPORARY}*")])
 
 
 def _new_file(folder: Path, prefix: str) -> Path:
@@ -54,8 +53,7 @@ def _new_folder(folder: Path, prefix: str) -> Path:
 @contextmanager
 def _in_use(path: Path, new: Callable[[Path, str], Path]) -> Iterator[Path]:
     prefix = f".{path.name}.{TEMPORARY}"
-    for earlier in path.parent.glob(f"{escape(prefix)}*"):
-        _remove_abandoned(earlier)
+    _remove_if_abandoned(path.parent.glob(f"{escape(prefix)}*"))
     while True:
         temporary = new(path.parent, prefix)
         mark = hold(temporary, wait=True)
@@ -69,11 +67,12 @@ def _in_use(path: Path, new: Callable[[Path, str], Path]) -> Iterator[Path]:
             os.close(mark)
 
 
-def _remove_abandoned(temporary: Path) -> None:
-    mark = hold(temporary)
-    if mark is not None:
-        _remove(temporary)
-        os.close(mark)
+def _remove_if_abandoned(temporaries: Iterable[Path]) -> None:
+    for temporary in temporaries:
+        mark = hold(temporary)
+        if mark is not None:
+            _remove(temporary)
+            os.close(mark)
 
 
 def _remove(temporary: Path) -> None:

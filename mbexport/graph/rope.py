@@ -23,14 +23,15 @@ def rope_tables(rope: RopeSpec, head_dim: int, positions: int) -> tuple[FloatArr
         positions: rows; at most the model's max_position_embeddings.
 
     Raises:
-        CheckpointError: the settings give no frequencies.
+        CheckpointError: the settings give no numbers.
     """
-    frequencies, attention_factor = _frequencies(rope, head_dim)
-    if not np.isfinite(frequencies).all():
-        raise CheckpointError(f"config.json: the rotary settings {rope} give frequencies that float32 does not hold")
-    angles = (np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]).astype(np.float64)
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    return cos * np.float32(attention_factor), sin * np.float32(attention_factor)
+    with np.errstate(all="ignore"):  # what comes of it is looked at
+        frequencies, attention_factor = _frequencies(rope, head_dim)
+        angles = (np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]).astype(np.float64)
+        cos, sin = (f(angles).astype(np.float32) * np.float32(attention_factor) for f in (np.cos, np.sin))
+    if not (np.isfinite(cos).all() and np.isfinite(sin).all()):
+        raise CheckpointError(f"config.json: the rotary settings {rope} give angles that are no numbers; correct them")
+    return cos, sin
 
 
 def split_tables(cos: FloatArray, sin: FloatArray) -> dict[str, FloatArray]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,18 @@ def main() -> None:
         finally:
             signal.alarm(0)
         print(json.dumps(outcome), flush=True)
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+    """Spoils a folder: in its file of that name, the first ``old`` becomes ``new``."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / name
+        content = path.read_text()
+        assert old in content
+        path.write_text(content.replace(old, new, 1))
+
+    return spoil
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hostile.bounded import Outcome, run_bounded
+from tests.hostile.bounded import Outcome, replaced, run_bounded
 
 Spoil = Callable[[Path], object]
 
@@ -30,14 +31,7 @@ def fields(**values: Any) -> Spoil:
     return manifest(lambda raw: raw.update(values))
 
 
-def raw_text(old: str, new: str) -> Spoil:
-    def spoil(bundle: Path) -> None:
-        path = bundle / "mbexport.json"
-        content = path.read_text()
-        assert old in content
-        path.write_text(content.replace(old, new, 1))
-
-    return spoil
+raw_text = partial(replaced, "mbexport.json")
 
 
 def weights(file: str) -> Spoil:

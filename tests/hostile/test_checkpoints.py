@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.checkpoints import EXAMPLE, edit_config
-from tests.hostile.bounded import Outcome, run_bounded
+from tests.hostile.bounded import Outcome, replaced, run_bounded
 
 Spoil = Callable[[Path], object]
 
@@ -36,16 +37,7 @@ def rope(**values: Any) -> Spoil:
     return config(rope_parameters={"full_attention": {"rope_theta": 1e4, **values}})
 
 
-def text(old: str, new: str) -> Spoil:
-    """A text of config.json replaced."""
-
-    def spoil(checkpoint: Path) -> None:
-        path = checkpoint / "config.json"
-        content = path.read_text()
-        assert old in content
-        path.write_text(content.replace(old, new, 1))
-
-    return spoil
+text = partial(replaced, "config.json")
 
 
 def nested(levels: int) -> Spoil:
