@@ -393,6 +393,15 @@ def test_an_int8_graph_is_for_the_cpu_where_no_engine_fits(bundle: Path, monkeyp
 
 
 @pytest.mark.usefixtures("machine")
+def test_an_onnx_runtime_without_the_operators_is_not_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    for version, reason in (("1.30.2", "lacks operators of the bundle's graphs; pip install"), ("1.31.0", "took CPU")):
+        monkeypatch.setattr("onnxruntime.__version__", version)
+        with pytest.warns(FallbackWarning, match=rf"THE CPU IS USED.*ONNX Runtime {version}.*{reason}"):
+            assert load(bundle, device="cuda", precision="fp32").device == "cpu"
+
+
+@pytest.mark.usefixtures("machine")
 def test_fp8_needs_a_gpu(bundle: Path) -> None:
     add_entry(bundle, "fp8", "passed")
     refusal = r"precision is 'fp8', which needs a GPU; on the CPU load it in fp32"
@@ -575,8 +584,8 @@ def test_cuda_provider_runs_batches(bundle: Path, monkeypatch: pytest.MonkeyPatc
     shapes: list[tuple[int, ...]] = []
 
     class OnCpu(onnxruntime.InferenceSession):
-        def __init__(self, graph: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
-            assert (providers, enable_fallback) == (["CUDAExecutionProvider"], 0)
+        def __init__(self, graph: str, options: Any, *, providers: list[Any], enable_fallback: int) -> None:
+            assert (providers, enable_fallback) == ([("CUDAExecutionProvider", {"use_tf32": "0"})], 0)
             super().__init__(graph, options, providers=["CPUExecutionProvider"])
 
         def get_providers(self) -> list[str]:
@@ -588,6 +597,7 @@ def test_cuda_provider_runs_batches(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr("onnxruntime.InferenceSession", OnCpu)
+    monkeypatch.setattr("onnxruntime.__version__", "1.31.0")
     model = on_gpu(bundle)
     assert model.description.startswith("model_ort.onnx")
     assert model.device == "cuda"

@@ -16,6 +16,11 @@ onnxruntime.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# TF32, which that provider takes by itself from Ampere on, keeps 10 bits of FP32's 23; PyTorch takes it when asked.
+CUDA_OPTIONS = {"use_tf32": "0"}
+# Of 1.31 its kernels were compared with our graphs' nodes, which all have one. Earlier releases lack the standard
+# Attention, or If, of opset 23, which then run on the CPU, or give NaN for FP32 rows that are all masked.
+OLDEST_WITH_CUDA = (1, 31)
 
 
 def session_options(*, as_written: bool = False) -> onnxruntime.SessionOptions:
@@ -65,7 +70,9 @@ class OnnxRuntimeBackend:
         said = _load_cuda() if provider == CUDA else ""
         try:
             # enable_fallback: a session whose provider fails in a run would go on with the CPU, for good.
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=providers_of(provider), enable_fallback=0
+            )
         except Exception as cause:  # onnxruntime's errors share no public base class
             raise BackendError(
                 f"{graph} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {cause}"
@@ -115,6 +122,11 @@ class OnnxRuntimeBackend:
         return selected(outputs, positions, self.per_token)
 
 
+def providers_of(provider: str) -> list[tuple[str, dict[str, str]]]:
+    """A provider with its options, as sessions take it."""
+    return [(provider, CUDA_OPTIONS if provider == CUDA else {})]
+
+
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime was built with CUDA; whether it works shows when a graph is loaded."""
     return CUDA in onnxruntime.get_available_providers()
@@ -124,12 +136,19 @@ def _load_cuda() -> str:
     """Load CUDA and cuDNN from NVIDIA's wheels where they are installed; what ONNX Runtime says about it.
 
     Raises:
-        BackendError: this ONNX Runtime was built without CUDA.
+        BackendError: this ONNX Runtime was built without CUDA, or is too old.
     """
+    version = onnxruntime.__version__
     if not has_cuda():
         raise BackendError(
-            f"the installed ONNX Runtime {onnxruntime.__version__} has no {CUDA}; "
-            "put the GPU's in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+            f"the installed ONNX Runtime {version} has no {CUDA}; put the GPU's in its place: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_WITH_CUDA:
+        oldest = ".".join(map(str, OLDEST_WITH_CUDA))
+        raise BackendError(
+            f"ONNX Runtime {version} is installed, whose {CUDA} lacks operators of the bundle's graphs; "
+            f"pip install 'onnxruntime-gpu>={oldest}', which needs Python 3.11"
         )
     import contextlib
     import io
