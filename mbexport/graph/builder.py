@@ -193,13 +193,14 @@ class GraphBuilder:
         unused = sorted(set(self._weights) - set(self._initializers))
         if unused:
             raise GraphError(f"weights that no node uses: {', '.join(unused[:5])} ({len(unused)} in all)")
+        idle = self._casts_for_taps_alone()
         opsets = {"": opset}
         if MICROSOFT in self._domains:
             opsets[MICROSOFT] = 1
         graph = ir.Graph(
             self._inputs,
             self._outputs,
-            nodes=self._main.nodes,
+            nodes=[node for node in self._main.nodes if node not in idle],
             initializers=self._main.initializers,
             opset_imports=opsets,
             name=graph_name,
@@ -208,6 +209,19 @@ class GraphBuilder:
         if self._taps:
             model.metadata_props[TAPS] = json.dumps({module: value.name for module, value in self._taps.items()})
         return model
+
+    def _casts_for_taps_alone(self) -> set[ir.Node]:
+        """Casts to float32 that nothing reads: what they were made of is tapped in their place, and they can go."""
+        idle = set()
+        for module, value in self._taps.items():
+            cast = value.producer()
+            if cast is not None and cast.op_type == "Cast" and not value.uses() and value not in self._outputs:
+                source = cast.inputs[0]
+                if source is not None:
+                    self._taps[module] = source
+                    cast.replace_input_with(0, None)
+                    idle.add(cast)
+        return idle
 
 
 def element_type(value: ir.Value) -> ir.DataType:

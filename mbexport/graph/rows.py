@@ -61,14 +61,14 @@ class Places:
     """Where the queries and keys of all blocks stand in a row.
 
     ``queries``: int64 [blocks * block]. ``keys``: int64 [blocks, span], clipped into the row; ``inside``,
-    bool of that shape, is false for those that were. ``query_rows`` and ``key_rows``: shapes to bring marks of
-    queries and keys to, [batch * blocks, 1, block, 1] and [batch * blocks, 1, 1, span].
+    bool of that shape, is false for those that were. ``block``: int64 [1], the queries of a block. ``key_rows``: the
+    shape to bring marks of keys to, [batch * blocks, 1, 1, span].
     """
 
     queries: ir.Value
     keys: ir.Value
     inside: ir.Value
-    query_rows: ir.Value
+    block: ir.Value
     key_rows: ir.Value
 
 
@@ -129,9 +129,10 @@ class PackedRows:
         none = b.constant("no_text", np.int64(NO_TEXT))
         keys = b.op("Where", places.inside, found, none, name="key_texts_inside")
         queries = b.op("Gather", self.mask, places.queries, name="query_texts", axis=1)
+        rows = b.op("Concat", b.ints(-1, 1), places.block, b.ints(1), name="query_rows", axis=0)
         return b.op(
             "Equal",
-            b.op("Reshape", queries, places.query_rows, name="query_text_rows"),
+            b.op("Reshape", queries, rows, name="query_text_rows"),  # [batch * blocks, 1, block, 1]
             b.op("Reshape", keys, places.key_rows, name="key_text_rows"),
             name="usable_rows",
         )

@@ -138,7 +138,7 @@ def build_windows(
         queries=b.op("Min", tokens, last, name="query_positions"),
         keys=clipped,
         inside=inside,
-        query_rows=b.op("Concat", b.ints(-1, 1), block, b.ints(1), name="query_rows", axis=0),
+        block=block,
         key_rows=b.op("Concat", b.ints(-1, 1, 1), span, name="key_rows", axis=0),
     )
     usable = rows.seen_in_blocks(b, places)
@@ -199,7 +199,7 @@ def build_fixed_windows(b: GraphBuilder, rows: Rows, spec: ModelSpec, block: int
     wanted = b.op("Add", starts, b.constant("key_offsets", keys), name="wanted")
     clipped = b.op("Max", b.op("Min", wanted, last, name="below_end"), b.ints(0), name="clipped")  # [blocks, span]
     inside = b.op("Equal", wanted, clipped, name="inside")
-    places = Places(query_positions, clipped, inside, b.ints(-1, 1, block, 1), b.ints(-1, 1, 1, span))
+    places = Places(query_positions, clipped, inside, b.ints(block), b.ints(-1, 1, 1, span))
     usable = rows.seen_in_blocks(b, places)
     band = b.constant("band", np.abs(queries[:, None] - keys) <= spec.half_window)  # [block, span]
     return FixedWindows(

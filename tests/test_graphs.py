@@ -1,0 +1,59 @@
+"""What all graphs of a bundle have in common, whatever their dialect, precision and form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+from mbexport import export_onnx
+from mbexport import manifest as manifests
+from mbexport.bundle.engine_graph import ensure_engine_graph
+from tests.checkpoints import EXAMPLE
+from tests.int8 import add_int8
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
+def outputs(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from outputs(attribute.g)
+
+
+def unread(graph: onnx.GraphProto) -> list[str]:
+    read = {name for node in nodes(graph) for name in node.input} | set(outputs(graph))
+    return [node.name for node in nodes(graph) if read.isdisjoint(node.output)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("graphs") / "bundle"
+    export_onnx(EXAMPLE, bundle, packed=True)
+    for precision in ("fp32", "fp16", "bf16"):
+        for packed in (False, True):
+            ensure_engine_graph(bundle, precision, packed=packed)
+    for bits in (8, 7):
+        add_int8(bundle, f"model_int8_of_{bits}.onnx", bits=bits)
+    return bundle
+
+
+def test_every_node_of_every_graph_is_read(bundle: Path) -> None:
+    files = [graph.file for graph in manifests.read(bundle).graphs]
+    assert len(files) == 11
+    for file in files:
+        graph = onnx.load(bundle / file, load_external_data=False).graph
+        assert unread(graph) == [], file
+    graph.node.append(onnx.helper.make_node("Identity", [graph.input[0].name], ["nobody"], name="idle"))
+    assert unread(graph) == ["idle"]
