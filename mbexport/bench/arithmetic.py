@@ -46,14 +46,17 @@ class ModelSize:
 
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of texts of these lengths."""
-        return sum(self._of_text(length) for length in lengths)
+        return self.of_projections(lengths) + sum(self._besides_projections(length) for length in lengths)
 
-    def _of_text(self, length: int) -> int:
-        hidden = self.hidden
-        projections = length * (4 * hidden * hidden + 3 * hidden * self.intermediate)
+    def of_projections(self, lengths: Sequence[int]) -> int:
+        """Of these, the layers' four projections: what INT8 and FP8 graphs compute in 8 bits."""
+        return len(self.layer_is_global) * sum(lengths) * sum(inputs * outputs for inputs, outputs in self.products())
+
+    def _besides_projections(self, length: int) -> int:
+        """Attention of a text, and its head."""
         pairs = sum(length * length if is_global else self._local_pairs(length) for is_global in self.layer_is_global)
-        head = hidden * (hidden + self.head_outputs) if self.head_outputs else 0
-        return len(self.layer_is_global) * projections + 2 * hidden * pairs + head * (length if self.per_token else 1)
+        head = self.hidden * (self.hidden + self.head_outputs) if self.head_outputs else 0
+        return 2 * self.hidden * pairs + head * (length if self.per_token else 1)
 
     def _local_pairs(self, length: int) -> int:
         """Pairs of a query and a key within the window."""

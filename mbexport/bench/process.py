@@ -21,12 +21,16 @@ LONGEST_ANSWER = 1800  # seconds that one request may take
 
 
 class WorkerProcess:
-    """A process that runs one contender; it sits blocked on a pipe between requests."""
+    """A process that runs one contender; it sits blocked on a pipe between requests.
 
-    def __init__(self) -> None:
+    Args:
+        module: what it runs, which answers as :func:`mbexport.bench.worker.serve` does.
+    """
+
+    def __init__(self, module: str = "mbexport.bench.worker") -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(  # noqa: S603 (its words are ours)
-            module_command("mbexport.bench.worker"),
+            module_command(module),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8",
         )  # fmt: skip
         self._requests = cast("IO[str]", self._process.stdin)

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -106,14 +107,13 @@ def timed(engine: Engine, prepared: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, results
 
 
-def main() -> None:
-    """Answer until the parent closes the pipe."""
+def serve(answer_to: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer requests until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
-    worker = Worker()
     for line in sys.stdin:
         try:
-            answer = worker.answer(json.loads(line))
+            answer = answer_to(json.loads(line))
         except Exception as error:
             kind = "" if isinstance(error, MbexportError) else f"{type(error).__name__}: "
             answer = {"error": " ".join(f"{kind}{error}".split())[:500]}
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)

@@ -116,6 +116,10 @@ class Maker:
         count, length = parse_shape(name)
         return self._workload(name, [length] * count, count, "none")
 
+    def texts(self, name: str, lengths: Sequence[int], batch: int) -> Workload:
+        """Texts of these lengths, in this order; a peer's batches are as long as their longest text."""
+        return self._workload(name, lengths, batch, "longest")
+
     def padded(self, length: int) -> Workload:
         """One text of two thirds of ``length`` tokens, in a row of ``length``, for every contender."""
         unpadded = self._workload(f"1x{length}-padded", [2 * length // 3], 1, "fixed", length)

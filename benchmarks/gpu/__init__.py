@@ -1,0 +1,1 @@
+"""Measurements on a GPU: run.py is what is started, README.md says how."""
