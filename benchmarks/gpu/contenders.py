@@ -26,6 +26,7 @@ class Contender:
         one_shape: takes workloads of one shape only.
         for_engines: of a graph in FP32, whether it is the one that engines are built from, with one Attention node a
             layer, in the place of the one for ONNX Runtime.
+        captured: of a graph, whether each shape's run is a CUDA graph, which mbexport's runtime does not do.
     """
 
     name: str
@@ -36,10 +37,11 @@ class Contender:
     compiled: str | None = None
     one_shape: bool = False
     for_engines: bool = False
+    captured: bool = False
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is mbexport's runtime."""
+        """Whether it runs a graph or an engine of mbexport's."""
         return self.kind in ("graph", "engine")
 
     def takes(self, workload: Workload) -> bool:
@@ -52,6 +54,7 @@ def contenders() -> list[Contender]:
     found = [
         Contender(REFERENCE, "unpadded", "fp16"),
         Contender("mbexport, ONNX Runtime, FP16", "graph", "fp16"),
+        Contender("mbexport, ONNX Runtime, FP16, CUDA graphs", "graph", "fp16", one_shape=True, captured=True),
         Contender(FALLBACK, "sdpa", "fp16"),
     ]
     for precision in ("fp16", "int8", "fp8"):

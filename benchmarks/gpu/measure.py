@@ -289,7 +289,7 @@ class Run:
     def _profiles(self) -> None:
         """Where ONNX Runtime runs the nodes of our graphs."""
         for contender in self._contenders:
-            if contender.kind == "graph" and contender.name not in self._state.profiles:
+            if contender.kind == "graph" and not contender.captured and contender.name not in self._state.profiles:
                 self.begin(f"profiling {contender.name}")
                 bundle, file = self._kit.file(contender)
                 found = ask_module("benchmarks.gpu.ort_profile", str(bundle / file), self._device)

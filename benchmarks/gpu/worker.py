@@ -104,7 +104,12 @@ class Worker:
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         contender, device = Contender(**request["contender"]), request["device"]
         engine: Any
-        if contender.is_ours:
+        if contender.captured:
+            from benchmarks.gpu.ort_graphs import GraphedEngine
+
+            bundle = Path(request["bundle"])
+            engine = GraphedEngine(bundle / request["file"], len(manifests.read(bundle).labels or ()), device)
+        elif contender.is_ours:
             engine = OwnEngine(Path(request["bundle"]), request["file"], device)
         else:
             from benchmarks.gpu.pytorch import SdpaEngine, UnpaddedEngine
