@@ -17,14 +17,17 @@ import pytest
 import torch
 
 from benchmarks.gpu import ort_profile, smi, trace, wheels
+from benchmarks.gpu.bench import MODULE
 from benchmarks.gpu.contenders import contenders, workloads
 from benchmarks.gpu.exactness import figures_of, judged
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.pytorch import SdpaEngine, UnpaddedEngine
 from benchmarks.gpu.rates import floor_of
 from benchmarks.gpu.state import State
-from benchmarks.gpu.varlen import BY_TEXT, Kernel, best_kernel, by_text
+from benchmarks.gpu.turns import ReferenceFailedError, take_turns
+from benchmarks.gpu.varlen import BY_TEXT, Kernel, as_operator, best_kernel, by_text
 from mbexport.bench.arithmetic import ModelSize
+from mbexport.bench.process import WorkerProcess
 from mbexport.bench.workloads import Maker, Workload
 from mbexport.driver import Device
 from mbexport.errors import ContenderError
@@ -103,7 +106,7 @@ def test_a_second_call_measures_what_is_missing_and_nothing_else(measured: Path,
     assert again["cells"]["1x128"].pop(GRAPH)["seconds"] > 0
     assert again["cells"] == known["cells"]
     assert [line.split("  ")[-1].strip() for line in result.stderr.splitlines()] == [
-        f"loading {REFERENCE}, which others take turns with", f"loading {GRAPH}", "1x128",
+        f"{GRAPH}: 1x128", f"loading {REFERENCE}, which others take turns with", f"{GRAPH}: kernels of 1x128",
     ]  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def test_time_that_is_up_is_told_and_costs_nothing(measured: Path, tmp_path: Pat
     folder = Path(shutil.copytree(measured, tmp_path / "copy"))
     result = run(folder, "--only", GRAPH, "--again", GRAPH, "--minutes", "0")
     assert result.returncode == 3
-    assert "time is up before: loading" in result.stderr
+    assert f"time is up before: {GRAPH}: 1x16" in result.stderr
     assert "goes on from here" in result.stderr
     assert run(folder, "--only", "nobody").stderr.startswith("error: there is no contender 'nobody'")
 
@@ -137,6 +140,7 @@ def make_wheel(folder: Path, name: str, size: int) -> None:
     info = f"{name}-1.0.dist-info"
     files = {
         f"{name}.py": b"DATA = " + repr(random.Random(0).randbytes(size)).encode(),  # noqa: S311
+        f"{name}.pth": f"import sys; sys.read_of_{name} = True\n".encode(),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -172,10 +176,10 @@ def test_large_wheels_travel_in_parts(tmp_path: Path) -> None:
     listed = run(tmp_path, "--list")
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.splitlines() == [contender.name for contender in contenders()]
-    script = "import large_one, small_one; print(len(large_one.DATA))"
+    script = "import sys, large_one, small_one; print(len(large_one.DATA), sys.read_of_small_one)"
     site = os.environ | {"PYTHONPATH": str(tmp_path / "work/site")}
     found = subprocess.run([sys.executable, "-c", script], env=site, capture_output=True, text=True, check=True)
-    assert found.stdout == "100000\n"
+    assert found.stdout == "100000 True\n"
 
 
 def test_damaged_parts_are_refused(tmp_path: Path) -> None:
@@ -244,6 +248,44 @@ def test_the_fastest_kernel_that_is_right_is_taken() -> None:
     assert told["wrong"].startswith("WRONG: an error of")
     assert told["missing"] == "does not run: ImportError: no such package"
     assert best_kernel("cpu", torch.float32, {"missing": missing})[0] is None
+
+
+def test_a_kernel_is_compiled_around() -> None:
+    operator = as_operator(Kernel("", by_text, 0.0)).call
+    q, k, v = (torch.randn(30, 2, 8) for _ in range(3))
+    starts = torch.tensor([0, 12, 30], dtype=torch.int32)
+
+    def layers(longest: int) -> torch.Tensor:
+        return operator(operator(q, k, v, starts, longest, 3), k, v, starts, longest, None) + 1
+
+    expected = by_text(by_text(q, k, v, starts, 18, 3), k, v, starts, 18, None) + 1
+    compiled = torch.compile(layers, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(18), expected)
+
+
+def test_whose_failure_it_was() -> None:
+    workers = [WorkerProcess(MODULE, 60), WorkerProcess(MODULE, 60)]  # nothing is loaded in them
+    try:
+        with pytest.raises(ReferenceFailedError):
+            take_turns(workers, 0)
+        with pytest.raises(ContenderError) as alone:
+            take_turns(workers[:1], 0)
+        assert not isinstance(alone.value, ReferenceFailedError)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
+    state = State(tmp_path, {"packages": {}})
+    assert [state.attempt(f"{GRAPH}: 1x16") for _ in range(3)] == [True, True, False]
+    assert json.loads((tmp_path / "results.json").read_text())["attempts"] == {f"{GRAPH}: 1x16": 3}
+    state.put("1x16", GRAPH, {"seconds": 1.0})
+    assert state.attempt(f"{GRAPH}: 1x16")
+    state.attempt(f"{GRAPH}: 1x16")
+    state.forget([GRAPH])
+    assert state.attempt(f"{GRAPH}: 1x16")
+    assert state.cell("1x16", GRAPH) == {}
 
 
 def test_the_floor_by_hand() -> None:

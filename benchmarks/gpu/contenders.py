@@ -51,26 +51,39 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """All, those first whose figures are worth most if time ends."""
-    found = [
+    first = [
         Contender(REFERENCE, "unpadded", "fp16"),
         Contender("mbexport, ONNX Runtime, FP16", "graph", "fp16"),
         Contender("mbexport, ONNX Runtime, FP16, CUDA graphs", "graph", "fp16", one_shape=True, captured=True),
         Contender(FALLBACK, "sdpa", "fp16"),
-    ]
-    for precision in ("fp16", "int8", "fp8"):
-        for builder, title in BUILDERS.items():
-            for packed in (False, True):
-                name = f"mbexport, {title}, {precision.upper()}{', packed' if packed else ''}"
-                found.append(Contender(name, "engine", precision, packed, builder))
-    return [
-        *found,
         Contender("mbexport, ONNX Runtime, FP16, packed", "graph", "fp16", packed=True),
+        *_engines("fp16"),
+        Contender("PyTorch, SDPA, CUDA graphs", "sdpa", "fp16", compiled="reduce-overhead", one_shape=True),
+        Contender("PyTorch, FlashAttention, compiled", "unpadded", "fp16", compiled="default"),
+    ]
+    return [
+        *first,
+        *_engines("int8"),
+        *_engines("fp8"),
         Contender("mbexport, ONNX Runtime, FP32", "graph", "fp32"),
         Contender("mbexport, ONNX Runtime, FP32, packed", "graph", "fp32", packed=True),
         Contender("mbexport, ONNX Runtime, FP32, engines' graph", "graph", "fp32", for_engines=True),
-        Contender("PyTorch, SDPA, CUDA graphs", "sdpa", "fp16", compiled="reduce-overhead", one_shape=True),
-        Contender("PyTorch, FlashAttention, compiled", "unpadded", "fp16", compiled="default"),
         Contender("PyTorch, SDPA, compiled", "sdpa", "fp16", compiled="default"),
+    ]
+
+
+def _engines(precision: str) -> list[Contender]:
+    """Of each builder, padded and packed."""
+    return [
+        Contender(
+            f"mbexport, {title}, {precision.upper()}{', packed' if packed else ''}",
+            "engine",
+            precision,
+            packed,
+            builder,
+        )
+        for builder, title in BUILDERS.items()
+        for packed in (False, True)
     ]
 
 

@@ -42,7 +42,9 @@ class Kit:
 
     def __init__(self, work: Path, gpu: Device | None, *, smoke: bool, say: Callable[[str], None]) -> None:
         self._work, self._gpu, self._smoke, self._say = work, gpu, smoke, say
-        self.checkpoint = EXAMPLE.resolve() if smoke else base_checkpoint(work / "checkpoint")
+        self.checkpoint = EXAMPLE.resolve() if smoke else work / "checkpoint"
+        if not self.checkpoint.exists():
+            base_checkpoint(work / "checkpoint.part").replace(self.checkpoint)
         self.rtx_names: list[str] = []  # GPUs for which TensorRT-RTX's engines were seen to load here, best first
 
     def bundle(self, builder: str = "tensorrt-rtx") -> Path:
@@ -79,9 +81,9 @@ class Kit:
         engine = self._engine(bundle, contender)
         if engine is None:
             self._say(f"building {contender.name}")
+            name = self.gpu_name(builder, contender.precision)
             if contender.precision in ("int8", "fp8"):
                 self._quantize(bundle)
-            name = self.gpu_name(builder, contender.precision)
             (report,) = build_engine(
                 bundle, gpu=name, precision=contender.precision, builder=builder, packed=contender.packed
             )

@@ -9,41 +9,32 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from benchmarks.gpu import rtx_targets
+from benchmarks.gpu.bench import LONGEST_ANSWER, MODULE, Bench, Exact
 from benchmarks.gpu.contenders import EXACT, FALLBACK, REFERENCE, Contender, contenders, workloads
-from benchmarks.gpu.exactness import FloatArray, figures_of, judged
+from benchmarks.gpu.exactness import FloatArray, figures_of
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.page import write_page
-from benchmarks.gpu.rates import floor_of
 from benchmarks.gpu.smi import FACTS, Memory, ask, used_memory
 from benchmarks.gpu.state import State
-from benchmarks.gpu.turns import take_turns
 from benchmarks.gpu.worker import PACKAGES, versions
 from mbexport.bench.process import WorkerProcess
-from mbexport.bench.workloads import Workload
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import ContenderError, MbexportError
-from mbexport.parity.report import Figures
 from mbexport.processor import processor_name
 from mbexport.version import __version__
 
 MORE_TO_DO = 3  # the exit code where --minutes ended it
+LONGEST_MODULE = 120  # seconds
+GIVEN_UP = "two calls of run.py ended in it; --again measures it anew"
 TRACED = ("1x128", "1x512", "1x8192")  # workloads whose kernels are listed
-
-
-class Exact(NamedTuple):
-    """By workload, PyTorch's logits in FP32, [texts, labels]; and how far off its own FP16 run is, over all of them."""
-
-    logits: dict[str, FloatArray]
-    own: Figures
 
 
 class TimeUpError(Exception):
@@ -71,8 +62,7 @@ class Run:
         name = "-".join(where.lower().replace("nvidia", "").replace("geforce", "").split())
         folder = Path(options.results) / (f"{name}-smoke" if options.smoke else name)
         self._state = State.open(folder, self._about())
-        self._reference: Contender | None = None  # once it is known
-        self._reference_worker: WorkerProcess | None = None  # stays loaded
+        self._bench = Bench(self._kit, self._state, self._work, self._device, self.say)
 
     def say(self, what: str) -> None:
         """Progress, a line each."""
@@ -103,19 +93,20 @@ class Run:
 
     def all(self) -> None:
         """Everything, in the order of its worth."""
-        self._rates()
-        self._rtx_targets()
         chosen = self._chosen()
+        self._rates()
         exact = self._exact()
         try:
             self._find_reference(exact)
             for contender in chosen:
+                if contender.builder == "tensorrt-rtx":
+                    self._rtx_targets()
                 self._contender(contender, exact)
+                if contender.kind == "graph" and not contender.captured:
+                    self._profile(contender)
                 self.page()
         finally:
-            if self._reference_worker is not None:
-                self._reference_worker.close()
-        self._profiles()
+            self._bench.close()
 
     def page(self) -> str:
         """What is known, as Markdown, which is written, too."""
@@ -139,7 +130,7 @@ class Run:
         if self._state.rates:
             return
         self.begin("measuring matrix products and copies")
-        worker = WorkerProcess("benchmarks.gpu.worker")
+        worker = WorkerProcess(MODULE, LONGEST_ANSWER)
         try:
             rates = worker.ask(do="rates", device=self._device, smoke=self._options.smoke)
         finally:
@@ -150,24 +141,22 @@ class Run:
 
     def _rtx_targets(self) -> None:
         """Which engines of TensorRT-RTX load here."""
-        if "tensorrt-rtx" in versions(("tensorrt-rtx",)):
-            bundle, _ = self._kit.file(Contender("", "graph", "fp16"))
-            for target in rtx_targets.TARGETS:
-                if target not in self._state.rtx_targets:
-                    self.begin(f"TensorRT-RTX for {target}: does it load here?")
+        if "tensorrt-rtx" not in versions(("tensorrt-rtx",)):
+            return
+        for target in rtx_targets.TARGETS:
+            if target not in self._state.rtx_targets:
+                what = f"TensorRT-RTX for {target}: does it load here?"
+                self.begin(what)
+                bundle, _ = self._bench.file(Contender("", "graph", "fp16"))
+                if self._state.attempt(what):
                     found = ask_module("benchmarks.gpu.rtx_targets", str(bundle), target)
-                    self._state.rtx_targets[target] = found
-                    self._state.save()
+                else:
+                    found = {"reason": GIVEN_UP}
+                self._state.rtx_targets[target] = found
+                self._state.save()
         loading = [target for target, found in self._state.rtx_targets.items() if found.get("loads")]
         names = [rtx_targets.NAMES[target] for target in reversed(loading) if target in rtx_targets.NAMES]
         self._kit.rtx_names = names  # the newest target first
-
-    def _file(self, workload: Workload) -> Path:
-        """The workload as workers read it."""
-        file = self._work / f"{workload.name}.npz"
-        if not file.exists():
-            workload.save(file)
-        return file
 
     def _exact(self) -> Exact:
         """What answers are compared with. Workloads that PyTorch itself cannot compute here are left out.
@@ -187,7 +176,7 @@ class Run:
         files = {w.name: self._work / f"{w.name}.{precision}.npy" for w in self._workloads}
         todo = [workload for workload in self._workloads if not files[workload.name].exists()]
         if todo:
-            worker = self._load(Contender(name, "sdpa", precision))
+            worker = self._bench.load(Contender(name, "sdpa", precision))
             part, alone = self._work / "part.npy", self._work / "alone.npz"
             for workload in todo:
                 self.begin(f"PyTorch in {precision}, which answers are compared with: {workload.name}")
@@ -200,107 +189,85 @@ class Run:
             worker.close()
         return {name: np.load(file) for name, file in files.items() if file.exists()}
 
-    def _load(self, contender: Contender) -> WorkerProcess:
-        """A contender's process, loaded; what it says of itself is noted.
+    def _find_reference(self, exact: Exact) -> None:
+        """Which one others take turns with: unpadded PyTorch with FlashAttention where it runs, else SDPA.
 
         Raises:
-            ContenderError: it cannot be had, or not loaded.
+            ContenderError: neither runs.
         """
-        bundle, file = self._kit.file(contender) if contender.is_ours else (None, None)
-        worker = WorkerProcess("benchmarks.gpu.worker")
-        try:
-            about = worker.ask(
-                do="load", contender=asdict(contender), checkpoint=str(self._kit.checkpoint),
-                bundle=str(bundle), file=file, device=self._device,
-            )  # fmt: skip
-        except ContenderError:
-            worker.close()
-            raise
-        self._state.contenders[contender.name] = about
-        self._state.save()
-        return worker
-
-    def _find_reference(self, exact: Exact) -> None:
-        """Which one others take turns with: unpadded PyTorch with FlashAttention where it runs, else SDPA."""
         by_name = {contender.name: contender for contender in self._contenders}
         for name in (REFERENCE, FALLBACK):
             self._contender(by_name[name], exact)
-            if not self._state.is_out(name):
-                self._reference = by_name[name]
+            if any("seconds" in self._state.cell(workload.name, name) for workload in self._workloads):
+                self._bench.reference = by_name[name]
                 return
-        raise SystemExit("error: neither FlashAttention nor SDPA of PyTorch runs here; see the lines above")
-
-    def _others(self) -> list[WorkerProcess]:
-        """The reference's process, loaded; none while it is not known who that is."""
-        if self._reference is None:
-            return []
-        if self._reference_worker is None:
-            self.begin(f"loading {self._reference.name}, which others take turns with")
-            self._reference_worker = self._load(self._reference)
-        return [self._reference_worker]
+        raise ContenderError("neither FlashAttention nor SDPA of PyTorch runs here; see the lines above")
 
     def _contender(self, contender: Contender, exact: Exact) -> None:
         """All workloads of a contender that are not known yet, in turns with the reference once that is known."""
-        todo = [w for w in self._workloads if contender.takes(w) and not self._state.cell(w.name, contender.name)]
+        taken = [workload for workload in self._workloads if contender.takes(workload)]
+        todo = [workload for workload in taken if not self._state.cell(workload.name, contender.name)]
         if not todo or self._state.is_out(contender.name):
             return
-        others = self._others()
-        self.begin(f"loading {contender.name}")
-        before = used_memory()
+        worker = None
         try:
-            worker = self._load(contender)
-        except MbexportError as error:
+            for workload in todo:
+                self.begin(f"{contender.name}: {workload.name}")
+                if not self._state.attempt(f"{contender.name}: {workload.name}"):
+                    self._state.put(workload.name, contender.name, {"failure": GIVEN_UP})
+                    continue
+                if worker is None:
+                    self._bench.load_reference()
+                    before = used_memory() if todo == taken else None  # what smaller workloads took is not known else
+                    worker = self._bench.load(contender)
+                    memory = Memory(before)
+                cell = self._bench.cell(contender, worker, workload, exact, memory)
+                if cell is not None:
+                    self._state.put(workload.name, contender.name, cell)
+                if cell is None or "failure" in cell:  # of unknown health
+                    worker.close()
+                    worker = None
+            if worker is not None:
+                self._traces(contender, worker)
+        except ContenderError as error:
             self._state.leave_out(contender.name, str(error))
             self.say(f"  {error}")
-            return
-        try:
-            memory = Memory(before)
-            for workload in todo:
-                self.begin(f"  {workload.name}")
-                cell = self._cell(contender, [*others, worker], workload, exact, memory)
-                self._state.put(workload.name, contender.name, cell)
         finally:
-            worker.close()
+            if worker is not None:
+                worker.close()
 
-    def _cell(
-        self, contender: Contender, workers: Sequence[WorkerProcess], workload: Workload, exact: Exact, memory: Memory
-    ) -> dict[str, Any]:
-        """The figures of the last worker, a contender, on one workload; a failure is one, and ends nothing."""
-        outputs = self._work / "outputs.npy"
-        request = {"do": "run", "workload": str(self._file(workload)), "outputs": str(outputs)}
-        try:
-            for other in workers[:-1]:
-                other.ask(**request)
-            with memory:
-                workers[-1].ask(**request)
-            parity = judged(exact.logits[workload.name], np.load(outputs), contender.precision, exact.own)
-            cell = {"parity": parity, "memory": memory.taken, **take_turns(workers)}
-            cell["against"] = self._reference.name if self._reference is not None else contender.name
-            floor = floor_of(self._kit.size(), workload, contender.precision, self._state.rates)
-            if floor is not None:
-                cell["floor"] = asdict(floor) | {"share": floor.seconds / cell["seconds"]}
-            if workload.name in TRACED:
-                cell["trace"] = workers[-1].ask(do="trace")
-        except (ContenderError, ValueError) as error:
-            self.say(f"    {error}")
-            return {"failure": str(error)}
-        return cell
+    def _traces(self, contender: Contender, worker: WorkerProcess) -> None:
+        """Kernels of single texts."""
+        for workload in self._workloads:
+            cell = self._state.cell(workload.name, contender.name)
+            if workload.name in TRACED and "seconds" in cell:
+                self.begin(f"{contender.name}: kernels of {workload.name}")
+                try:
+                    self._state.put(
+                        workload.name, contender.name, cell | {"trace": self._bench.trace(worker, workload)}
+                    )
+                except ContenderError as error:
+                    self.say(f"  {error}")
+                    return
 
-    def _profiles(self) -> None:
-        """Where ONNX Runtime runs the nodes of our graphs."""
-        for contender in self._contenders:
-            if contender.kind == "graph" and not contender.captured and contender.name not in self._state.profiles:
-                self.begin(f"profiling {contender.name}")
-                bundle, file = self._kit.file(contender)
-                found = ask_module("benchmarks.gpu.ort_profile", str(bundle / file), self._device)
-                self._state.profiles[contender.name] = found
-                self._state.save()
+    def _profile(self, contender: Contender) -> None:
+        """Where ONNX Runtime runs the nodes of a graph."""
+        if contender.name not in self._state.profiles and not self._state.is_out(contender.name):
+            self.begin(f"{contender.name}: where its nodes run")
+            bundle, file = self._bench.file(contender)
+            self._state.profiles[contender.name] = ask_module(
+                "benchmarks.gpu.ort_profile", str(bundle / file), self._device
+            )
+            self._state.save()
 
 
 def ask_module(module: str, *arguments: str) -> dict[str, Any]:
     """What a module prints in a process of its own, as JSON; ``reason`` where it dies."""
     command = [sys.executable, "-m", module, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_MODULE)
+    except subprocess.TimeoutExpired:
+        return {"reason": f"it took more than {LONGEST_MODULE} s"}
     try:
         answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     except (IndexError, ValueError):

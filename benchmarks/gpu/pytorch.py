@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.gpu.varlen import BY_TEXT, Kernel, best_kernel
+from benchmarks.gpu.varlen import BY_TEXT, Kernel, as_operator, best_kernel
 from mbexport.bench.engines import PaddedEngine
 from mbexport.bench.workloads import IntArray, Workload
 from mbexport.errors import ContenderError
@@ -87,6 +87,8 @@ class UnpaddedEngine:
             kernel, told = best_kernel(device, DTYPES[precision])
         if kernel is None:
             raise ContenderError("no FlashAttention runs here: " + "; ".join(f"{k} {v}" for k, v in told.items()))
+        if compiled:
+            kernel = as_operator(kernel)
         self.notes = told
         self.description = _described(kernel.name, precision, compiled)
         ALL_ATTENTION_FUNCTIONS.register(UNPADDED, _attention(kernel))

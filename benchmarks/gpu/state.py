@@ -11,6 +11,7 @@ from typing import Any
 from mbexport.files import to_json, write_atomically
 
 FILE, SCHEMA = "results.json", 1
+MOST = 2  # attempts at what does not end
 FIXED = ("mbexport", "gpu", "model")  # what figures of one folder must have in common
 
 
@@ -27,6 +28,7 @@ class State:
         rtx_targets: by target, what became of TensorRT-RTX's engine for it.
         profiles: by contender, where ONNX Runtime runs its nodes.
         notes: whatever else was said.
+        attempts: how often something was begun that has no figures yet.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class State:
     rtx_targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def open(folder: Path, about: dict[str, Any]) -> State:
@@ -76,8 +79,15 @@ class State:
         known = self.contenders.get(contender, {})
         return "why_not" in known and known["packages"] == self.about["packages"]
 
+    def attempt(self, what: str) -> bool:
+        """Note that something begins, which may never end; False where it has begun MOST times before."""
+        self.attempts[what] = self.attempts.get(what, 0) + 1
+        self.save()
+        return self.attempts[what] <= MOST
+
     def put(self, workload: str, contender: str, cell: dict[str, Any]) -> None:
-        """Keep figures."""
+        """Keep figures; what ended was no vain attempt."""
+        self.attempts.pop(f"{contender}: {workload}", None)
         self.cells.setdefault(workload, {})[contender] = cell
         self.save()
 
@@ -85,8 +95,9 @@ class State:
         """Drop what is known of contenders."""
         for name in names:
             self.contenders.pop(name, None)
-            for row in self.cells.values():
+            for workload, row in self.cells.items():
                 row.pop(name, None)
+                self.attempts.pop(f"{name}: {workload}", None)
 
     def save(self) -> None:
         """Write it, in one step."""

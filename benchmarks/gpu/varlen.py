@@ -120,6 +120,25 @@ def best_kernel(
     return min(found, key=lambda kernel: kernel.seconds, default=None), told
 
 
+def as_operator(kernel: Kernel) -> Kernel:
+    """A kernel as an operator of PyTorch's: torch.compile takes it as it is, and does not trace into its package."""
+    schema = "(Tensor q, Tensor k, Tensor v, Tensor starts, int longest, int reach) -> Tensor"
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, reach: int) -> Tensor:
+        return kernel.call(q, k, v, starts, longest, None if reach < 0 else reach).contiguous()
+
+    def shaped(q: Tensor, *_others: Any) -> Tensor:
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+    operator = torch.library.custom_op("mbexport_benchmark::varlen", compute, mutates_args=(), schema=schema)
+    operator.register_fake(shaped)
+
+    def call(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, reach: int | None) -> Tensor:
+        return operator(q, k, v, starts, longest, -1 if reach is None else reach)
+
+    return Kernel(kernel.name, call, kernel.seconds)
+
+
 def _errors(call: Call, device: str, dtype: torch.dtype) -> Iterator[float]:
     """Largest error against the definition in float32, of global and of local attention."""
     starts = _starts(LENGTHS, device)

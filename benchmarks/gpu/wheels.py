@@ -1,6 +1,6 @@
 """Wheels that are too large to be carried at once: split where they are, joined and installed where they are needed.
 
-    python benchmarks/gpu/wheels.py split WHEELS TRIPS --megabytes 60
+    python benchmarks/gpu/wheels.py split WHEELS TRIPS --megabytes 45
 
 writes TRIPS/1, TRIPS/2, ..., none of them larger; ``run.py --wheels TRIPS/1`` takes each in turn, keeps what it holds,
 and begins when all is there. Standard library only: this runs before anything is installed.
@@ -20,6 +20,10 @@ from pathlib import Path
 # NAME.whl.2-of-5.0123456789abcdef: the number from 1, and the start of the whole wheel's SHA-256.
 PART = re.compile(r"(?P<wheel>.+\.whl)\.(?P<number>\d+)-of-(?P<count>\d+)\.(?P<digest>[0-9a-f]{16})")
 PIP = ("--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--quiet", "--disable-pip-version-check")
+
+
+# Python imports it at its start, and so reads the folder's .pth files, which a folder on PYTHONPATH alone has not done.
+CUSTOMIZE = "import pathlib, site\nsite.addsitedir(str(pathlib.Path(__file__).parent))\n"
 
 
 class WheelError(Exception):
@@ -97,11 +101,14 @@ def join(store: Path) -> list[str]:
 def _join(parts: list[Path], wheel: Path, digest: str) -> None:
     content = b"".join(part.read_bytes() for part in parts)
     found = hashlib.sha256(content).hexdigest()[:16]
+    if found == digest:
+        joined = wheel.with_suffix(".joined")
+        joined.write_bytes(content)
+        joined.replace(wheel)
     for part in parts:
         part.unlink()
     if found != digest:
         raise WheelError(f"the parts of {wheel.name} make SHA-256 {found}..., expected {digest}...; bring them again")
-    wheel.write_bytes(content)
 
 
 def install(store: Path, site: Path) -> None:
@@ -121,6 +128,7 @@ def install(store: Path, site: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise WheelError(f"pip cannot install {', '.join(w.name for w in wheels)}: {result.stderr.strip()[-500:]}")
+    (site / "sitecustomize.py").write_text(CUSTOMIZE)
     marker.write_text(wanted)
 
 
@@ -131,7 +139,7 @@ def main() -> None:
     command = commands.add_parser("split", help="copy wheels into folders of a bounded size")
     command.add_argument("wheels", type=Path)
     command.add_argument("trips", type=Path)
-    command.add_argument("--megabytes", type=int, default=60, help="of each folder, a million bytes each")
+    command.add_argument("--megabytes", type=int, default=45, help="of each folder, a million bytes each")
     options = parser.parse_args()
     try:
         for trip in split(options.wheels, options.trips, options.megabytes * 10**6):

@@ -144,6 +144,8 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:  # noqa: PERF203 (a handful)
             continue
+    if "onnxruntime-gpu" in found:  # it hides the other, which may be there, too
+        found.pop("onnxruntime", None)
     return found
 
 

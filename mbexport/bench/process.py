@@ -25,9 +25,11 @@ class WorkerProcess:
 
     Args:
         module: what it runs, which answers as :func:`mbexport.bench.worker.serve` does.
+        longest: seconds that one request may take.
     """
 
-    def __init__(self, module: str = "mbexport.bench.worker") -> None:
+    def __init__(self, module: str = "mbexport.bench.worker", longest: float = LONGEST_ANSWER) -> None:
+        self._longest = longest
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(  # noqa: S603 (its words are ours)
             module_command(module),
@@ -51,12 +53,12 @@ class WorkerProcess:
         try:
             self._requests.write(json.dumps(request) + "\n")
             self._requests.flush()
-            line = self._reader.submit(self._answers.readline).result(LONGEST_ANSWER)
+            line = self._reader.submit(self._answers.readline).result(self._longest)
         except BrokenPipeError:
             line = ""
         except NoAnswerError:
             self._process.kill()
-            raise ContenderError(f"no answer within {LONGEST_ANSWER} s") from None
+            raise ContenderError(f"no answer within {self._longest:g} s") from None
         if not line:
             raise ContenderError(self._last_words())
         try:
