@@ -18,7 +18,7 @@ from benchmarks.gpu.state import State
 from benchmarks.gpu.turns import ReferenceFailedError, take_turns
 from mbexport.bench.process import WorkerProcess
 from mbexport.bench.workloads import Workload
-from mbexport.errors import ContenderError
+from mbexport.errors import ContenderError, MbexportError
 from mbexport.parity.report import Figures
 
 MODULE = "benchmarks.gpu.worker"
@@ -80,6 +80,8 @@ class Bench:
         """
         try:
             return self._kit.file(contender)
+        except MbexportError as cause:
+            raise ContenderError(str(cause)) from cause
         except Exception as cause:  # builders and exporters of others, which raise what they like
             raise ContenderError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}") from cause
 
@@ -87,11 +89,14 @@ class Bench:
         """Load it where it is known, and not loaded.
 
         Raises:
-            ContenderError: it cannot be loaded any more.
+            ReferenceFailedError: it cannot be loaded any more.
         """
         if self.reference is not None and self._worker is None:
             self._say(f"loading {self.reference.name}, which others take turns with")
-            self._worker = self.load(self.reference)
+            try:
+                self._worker = self.load(self.reference)
+            except ContenderError as error:
+                raise ReferenceFailedError(f"{self.reference.name} does not load any more: {error}") from error
 
     def close(self) -> None:
         """End the reference's process."""
@@ -147,7 +152,7 @@ class Bench:
         return cell
 
     def trace(self, worker: WorkerProcess, workload: Workload) -> dict[str, Any]:
-        """Which kernels a workload is made of. Last of all with a worker: tracing slows down what comes after.
+        """Which kernels a workload is made of.
 
         Raises:
             ContenderError: it cannot be traced.

@@ -24,8 +24,10 @@ from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.page import write_page
 from benchmarks.gpu.smi import FACTS, Memory, ask, used_memory
 from benchmarks.gpu.state import State
+from benchmarks.gpu.turns import ReferenceFailedError
 from benchmarks.gpu.worker import PACKAGES, versions
 from mbexport.bench.process import WorkerProcess
+from mbexport.bench.workloads import Workload
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import ContenderError, MbexportError
 from mbexport.processor import processor_name
@@ -207,7 +209,7 @@ class Run:
         """All workloads of a contender that are not known yet, in turns with the reference once that is known."""
         taken = [workload for workload in self._workloads if contender.takes(workload)]
         todo = [workload for workload in taken if not self._state.cell(workload.name, contender.name)]
-        if not todo or self._state.is_out(contender.name):
+        if self._state.is_out(contender.name) or not (todo or self._untraced(contender)):
             return
         worker = None
         try:
@@ -227,8 +229,11 @@ class Run:
                 if cell is None or "failure" in cell:  # of unknown health
                     worker.close()
                     worker = None
-            if worker is not None:
-                self._traces(contender, worker)
+            for workload in self._untraced(contender):  # last of all: it slows down what comes after
+                worker = worker or self._bench.load(contender)
+                self._trace(contender, workload, worker)
+        except ReferenceFailedError:
+            raise
         except ContenderError as error:
             self._state.leave_out(contender.name, str(error))
             self.say(f"  {error}")
@@ -236,19 +241,21 @@ class Run:
             if worker is not None:
                 worker.close()
 
-    def _traces(self, contender: Contender, worker: WorkerProcess) -> None:
-        """Kernels of single texts."""
-        for workload in self._workloads:
-            cell = self._state.cell(workload.name, contender.name)
-            if workload.name in TRACED and "seconds" in cell:
-                self.begin(f"{contender.name}: kernels of {workload.name}")
-                try:
-                    self._state.put(
-                        workload.name, contender.name, cell | {"trace": self._bench.trace(worker, workload)}
-                    )
-                except ContenderError as error:
-                    self.say(f"  {error}")
-                    return
+    def _untraced(self, contender: Contender) -> list[Workload]:
+        """Single texts that it answered, and whose kernels are not known."""
+        cells = {workload: self._state.cell(workload.name, contender.name) for workload in self._workloads}
+        return [w for w, cell in cells.items() if w.name in TRACED and "seconds" in cell and "trace" not in cell]
+
+    def _trace(self, contender: Contender, workload: Workload, worker: WorkerProcess) -> None:
+        """Which kernels a workload is made of; empty where it cannot be traced."""
+        self.begin(f"{contender.name}: kernels of {workload.name}")
+        try:
+            trace = self._bench.trace(worker, workload)
+        except ContenderError as error:
+            self.say(f"  {error}")
+            trace = {}
+        known = self._state.cell(workload.name, contender.name)
+        self._state.put(workload.name, contender.name, known | {"trace": trace})
 
     def _profile(self, contender: Contender) -> None:
         """Where ONNX Runtime runs the nodes of a graph."""

@@ -37,7 +37,8 @@ class GraphedEngine:
             onnxruntime.preload_dlls()
         self._session = onnxruntime.InferenceSession(str(file), providers=[provider], enable_fallback=0)
         used = self._session.get_providers()[0]
-        self.description = f"{file.name} on ONNX Runtime {onnxruntime.__version__}, {used}, a CUDA graph of each shape"
+        captured = ", a CUDA graph of each shape" if device == "cuda" else ""
+        self.description = f"{file.name} on ONNX Runtime {onnxruntime.__version__}, {used}{captured}"
 
     def prepare(self, workload: Workload) -> list[Any]:
         """The token ids, and a place for each input and output."""

@@ -103,7 +103,7 @@ def _memory(cell: Cell) -> str | None:
 
 
 def _trace(cell: Cell) -> str | None:
-    if "trace" not in cell:
+    if not cell.get("trace"):
         return None
     trace = cell["trace"]
     return (
@@ -117,7 +117,7 @@ def _kernels(state: State) -> str:
     lines = []
     for workload, row in state.cells.items():
         for name, cell in row.items():
-            if "trace" in cell:
+            if cell.get("trace"):
                 costliest = cell["trace"]["kernels"][:MOST_KERNELS]
                 told = "; ".join(f"`{k['name'][:60]}` {k['calls']} x, {1e3 * k['seconds']:.3g} ms" for k in costliest)
                 copies = ", ".join(f"{c['count']} {kind}" for kind, c in cell["trace"]["copies"].items())
