@@ -164,14 +164,18 @@ import os, signal, threading
 from tests.batching import StandIn, held
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in processes of the background
 with held(StandIn()) as batcher:
+    noticed = threading.Event()
     def interrupt():
         while not batcher.waiting_tokens:
             pass
         os.kill(os.getpid(), signal.SIGINT)
+        while not noticed.wait(5):  # Python loses a signal that comes just before a thread begins to wait
+            os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=interrupt).start()
     try:
         batcher("never computed")
     except KeyboardInterrupt:
+        noticed.set()
         print(batcher.waiting)
 """
     assert run_script(script) == "0"
