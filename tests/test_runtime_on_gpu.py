@@ -395,10 +395,10 @@ def test_an_int8_graph_is_for_the_cpu_where_no_engine_fits(bundle: Path, monkeyp
 @pytest.mark.usefixtures("machine")
 def test_an_onnx_runtime_without_the_operators_is_not_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    for version, reason in (("1.30.2", "lacks operators of the bundle's graphs; pip install"), ("1.31.0", "took CPU")):
-        monkeypatch.setattr("onnxruntime.__version__", version)
-        with pytest.warns(FallbackWarning, match=rf"THE CPU IS USED.*ONNX Runtime {version}.*{reason}"):
-            assert load(bundle, device="cuda", precision="fp32").device == "cpu"
+    monkeypatch.setattr("onnxruntime.__version__", "1.30.2")
+    reason = r"THE CPU IS USED.*ONNX Runtime 1\.30\.2.*lacks operators of the bundle's graphs; pip install"
+    with pytest.warns(FallbackWarning, match=reason):
+        assert load(bundle, device="cuda", precision="fp32").device == "cpu"
 
 
 @pytest.mark.usefixtures("machine")
@@ -573,6 +573,7 @@ def test_cuda_provider_that_puts_the_cpu_in_its_place_is_found_out(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.__version__", "1.31.0")
     with pytest.warns(FallbackWarning, match="THE CPU IS USED.*does not work here, it took CPUExecutionProvider"):
         load(bundle)
 
