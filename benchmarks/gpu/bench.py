@@ -22,7 +22,7 @@ from mbexport.errors import ContenderError, MbexportError
 from mbexport.parity.report import Figures
 
 MODULE = "benchmarks.gpu.worker"
-LONGEST_ANSWER = 300  # seconds; what hangs may take no more of a GPU that is lent
+LONGEST_ANSWER = 300  # seconds; a GPU costs too much to wait for what hangs
 ENGINES_WARM_UP = 5.0  # seconds, in which TensorRT-RTX compiles aside
 
 
