@@ -45,6 +45,11 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def one_line(error: BaseException, longest: int) -> str:
+    """An error for another process to read: in one line, of so many characters at most, with its type."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
 def last_words(code: int, said: str) -> str:
     """One line about a process that ended before it answered.
 

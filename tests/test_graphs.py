@@ -15,26 +15,20 @@ from tests.checkpoints import EXAMPLE
 from tests.int8 import add_int8
 
 
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of branches too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
-
-
-def outputs(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (output.name for output in graph.output)
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and those of its branches."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from outputs(attribute.g)
+                yield from graphs(attribute.g)
 
 
 def unread(graph: onnx.GraphProto) -> list[str]:
-    read = {name for node in nodes(graph) for name in node.input} | set(outputs(graph))
-    return [node.name for node in nodes(graph) if read.isdisjoint(node.output)]
+    nodes = [node for each in graphs(graph) for node in each.node]
+    read = {name for node in nodes for name in node.input}
+    read |= {output.name for each in graphs(graph) for output in each.output}
+    return [node.name for node in nodes if read.isdisjoint(node.output)]
 
 
 @pytest.fixture(scope="module")

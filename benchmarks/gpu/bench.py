@@ -20,6 +20,7 @@ from mbexport.bench.process import WorkerProcess
 from mbexport.bench.workloads import Workload
 from mbexport.errors import ContenderError, MbexportError
 from mbexport.parity.report import Figures
+from mbexport.processes import one_line
 
 MODULE = "benchmarks.gpu.worker"
 LONGEST_ANSWER = 300  # seconds; a GPU costs too much to wait for what hangs
@@ -83,7 +84,7 @@ class Bench:
         except MbexportError as cause:
             raise ContenderError(str(cause)) from cause
         except Exception as cause:  # builders and exporters of others, which raise what they like
-            raise ContenderError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}") from cause
+            raise ContenderError(one_line(cause, 500)) from cause
 
     def load_reference(self) -> None:
         """Load it where it is known, and not loaded.
@@ -146,7 +147,7 @@ class Bench:
         turns = take_turns(workers, ENGINES_WARM_UP if contender.kind == "engine" and self._device == "cuda" else 0)
         cell = {"parity": parity, "memory": memory.taken, **turns}
         cell["against"] = contender.name if self.reference is None else self.reference.name
-        floor = floor_of(self._kit.size(), workload, contender.precision, self._state.rates)
+        floor = floor_of(self._kit.size, workload, contender.precision, self._state.rates)
         if floor is not None:
             cell["floor"] = asdict(floor) | {"share": floor.seconds / cell["seconds"]}
         return cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,14 @@ class Kit:
             export_onnx(self.checkpoint, bundle, packed=True)
         return bundle
 
+    @cached_property
     def size(self) -> ModelSize:
         """For the floor."""
         return model_size(self.bundle(), manifests.read(self.bundle()))
 
     def maker(self) -> Maker:
         """Of workloads for this model."""
-        size = self.size()
+        size = self.size
         return Maker(min(size.vocab_size, 3000) if self._smoke else size.vocab_size, size.pad_id)
 
     def file(self, contender: Contender) -> tuple[Path, str]:

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -30,12 +31,13 @@ from mbexport.bench.process import WorkerProcess
 from mbexport.bench.workloads import Workload
 from mbexport.driver import Device, NoGpuError, find_gpu
 from mbexport.errors import ContenderError, MbexportError
+from mbexport.processes import last_words
 from mbexport.processor import processor_name
 from mbexport.version import __version__
 
 MORE_TO_DO = 3  # the exit code where --minutes ended it
 LONGEST_MODULE = 120  # seconds
-GIVEN_UP = "two calls of run.py ended in it; --again measures it anew"
+GIVEN_UP = "two calls of run.py ended in it"
 TRACED = ("1x128", "1x512", "1x8192")  # workloads whose kernels are listed
 
 
@@ -132,11 +134,8 @@ class Run:
         if self._state.rates:
             return
         self.begin("measuring matrix products and copies")
-        worker = WorkerProcess(MODULE, LONGEST_ANSWER)
-        try:
+        with closing(WorkerProcess(MODULE, LONGEST_ANSWER)) as worker:
             rates = worker.ask(do="rates", device=self._device, smoke=self._options.smoke)
-        finally:
-            worker.close()
         notes = rates.pop("notes")
         self._state.rates, self._state.notes["rates"] = rates, notes
         self._state.save()
@@ -180,15 +179,15 @@ class Run:
         if todo:
             worker = self._bench.load(Contender(name, "sdpa", precision))
             part, alone = self._work / "part.npy", self._work / "alone.npz"
-            for workload in todo:
-                self.begin(f"PyTorch in {precision}, which answers are compared with: {workload.name}")
-                replace(workload, batch=1).save(alone)
-                try:
-                    worker.ask(do="run", workload=str(alone), outputs=str(part))
-                    part.replace(files[workload.name])
-                except ContenderError as error:
-                    self.say(f"  {workload.name} is left out: {error}")
-            worker.close()
+            with closing(worker):
+                for workload in todo:
+                    self.begin(f"PyTorch in {precision}, which answers are compared with: {workload.name}")
+                    replace(workload, batch=1).save(alone)
+                    try:
+                        worker.ask(do="run", workload=str(alone), outputs=str(part))
+                        part.replace(files[workload.name])
+                    except ContenderError as error:
+                        self.say(f"  {workload.name} is left out: {error}")
         return {name: np.load(file) for name, file in files.items() if file.exists()}
 
     def _find_reference(self, exact: Exact) -> None:
@@ -278,8 +277,7 @@ def ask_module(module: str, *arguments: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        words = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return {"reason": f"its process ended with code {result.returncode}: {words[:300]}"}
+        return {"reason": last_words(result.returncode, result.stderr)}
     return answer
 
 

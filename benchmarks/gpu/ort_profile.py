@@ -1,6 +1,8 @@
 """Where ONNX Runtime runs the nodes of a graph, by its own profile: which on the GPU, which on the CPU, what is copied.
 
-python -m benchmarks.gpu.ort_profile FILE.onnx cuda    # prints JSON
+    python -m benchmarks.gpu.ort_profile FILE.onnx cuda    # prints JSON
+
+Copies are nodes that ONNX Runtime itself puts in.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import onnxruntime
 from mbexport.runtime.backends.ort import CPU, CUDA, providers_of
 
 LAYER = re.compile(r"layers[./_](\d+)")  # in the names that mbexport gives to nodes
-COPY = "Memcpy"  # ToHost or FromHost: nodes that ONNX Runtime itself puts in
+COPY = "Memcpy"  # ToHost or FromHost
 SHAPE = (1, 512)
 
 

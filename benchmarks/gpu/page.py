@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu.state import State
+from mbexport.bench.markdown import table
 
 FILE = "results.md"
 Cell = dict[str, Any]
@@ -77,13 +78,7 @@ def _cells(state: State, title: str, what: str, show: Callable[[Cell], str | Non
         shown = ["failed" if "failure" in cell else (show(cell) or "" if cell else "") for cell in cells]
         if any(value not in ("", "failed") for value in shown):
             rows.append([name, *shown])
-    return f"## {title}\n\n{what}\n\n{table(['', *state.cells], rows)}" if rows else ""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown's."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {title}\n\n{what}\n\n{table([['', *state.cells], *rows])}" if rows else ""
 
 
 def _time(cell: Cell) -> str:
@@ -134,7 +129,7 @@ def _rtx(state: State) -> str:
         error = "" if found.get("error") is None else f"{found['error']:.1e} at a spread of {found['spread']:.2g}"
         rows.append([target, built, "yes" if found.get("loads") else "no", error, found.get("reason") or ""])
     head = ["built for", "built in", "loads and runs here", "error", "why not"]
-    return f"## Engines of TensorRT-RTX on this GPU\n\n{table(head, rows)}"
+    return f"## Engines of TensorRT-RTX on this GPU\n\n{table([head, *rows])}"
 
 
 def _profiles(state: State) -> str:
@@ -149,7 +144,7 @@ def _profiles(state: State) -> str:
         on_cpu = ", ".join(f"{count} {kind}" for kind, count in found["on_cpu"].items())
         rows.append([name, nodes, on_cpu, str(found["copies"]), f"{found['copies_in_layers']} ({found['layers']})"])
     head = ["graph", "nodes of a run of 1x512", "on the CPU", "copies", "copies in layers (layers recognized)"]
-    return f"## Where ONNX Runtime runs the nodes\n\n{table(head, rows)}"
+    return f"## Where ONNX Runtime runs the nodes\n\n{table([head, *rows])}"
 
 
 def _who(state: State) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mbexport.bench.arithmetic import ModelSize
 from mbexport.bench.workloads import Workload
+from mbexport.processes import one_line
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "fp8": 1}  # of a weight
 REPEATS = 15
@@ -47,6 +48,22 @@ def floor_of(size: ModelSize, workload: Workload, precision: str, rates: dict[st
     return Floor(projections / rates[precision] + others / rates[inner], weights * BYTES[precision] / rates["copy"])
 
 
+def median_seconds(work: Callable[[], Any], device: str) -> float:
+    """Of some work of PyTorch's, run once before it is timed."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    work()
+    times = []
+    for _ in range(REPEATS):
+        wait()
+        before = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - before)
+    return statistics.median(times)
+
+
 def measure_rates(device: str, *, smoke: bool) -> dict[str, Any]:
     """Multiply-adds a second by precision, and bytes read and written a second by a copy on the device.
 
@@ -57,21 +74,6 @@ def measure_rates(device: str, *, smoke: bool) -> dict[str, Any]:
     side = 512 if smoke else 8192
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(side, side, generator=generator).to(device)
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def rate_of(work: Callable[[], Any]) -> float:
-        work()
-        times = []
-        for _ in range(REPEATS):
-            wait()
-            before = time.perf_counter()
-            work()
-            wait()
-            times.append(time.perf_counter() - before)
-        return 1 / statistics.median(times)
 
     def fp8() -> Callable[[], Any]:
         a, one = random.to(torch.float8_e4m3fn), torch.ones((), device=device)
@@ -90,11 +92,11 @@ def measure_rates(device: str, *, smoke: bool) -> dict[str, Any]:
     makers = {"fp32": lambda: plain(torch.float32), "fp16": lambda: plain(torch.float16), "int8": int8, "fp8": fp8}
     for name, make in makers.items():
         try:
-            found[name] = side**3 * rate_of(make())
+            found[name] = side**3 / median_seconds(make(), device)
         except Exception as cause:  # noqa: PERF203 (whatever PyTorch raises for what this device does not have)
-            notes[name] = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+            notes[name] = one_line(cause, 200)
     size = (1 << 24) if smoke else (1 << 31)
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    found["copy"] = 2 * size * rate_of(lambda: target.copy_(source))
+    found["copy"] = 2 * size / median_seconds(lambda: target.copy_(source), device)
     return found | {"notes": notes}

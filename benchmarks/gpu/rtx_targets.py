@@ -16,6 +16,7 @@ from typing import Any
 
 from mbexport.engines.gpus import GPUS, RTX_TARGETS
 from mbexport.engines.job import RTX_SWITCH
+from mbexport.processes import one_line
 
 os.environ[RTX_SWITCH] = "1"  # read once, when Polygraphy is imported
 NAMES = {".".join(map(str, gpu.compute_capability)): name for name, gpu in reversed(GPUS.items())}
@@ -38,7 +39,7 @@ def attempt(bundle: Path, target: str) -> dict[str, Any]:
         found["built"] = time.perf_counter() - before
         found |= _run(bundle, content)
     except Exception as cause:  # of Polygraphy, TensorRT and CUDA, which have no root in common
-        found["reason"] = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        found["reason"] = one_line(cause, 300)
     return found
 
 

@@ -6,7 +6,6 @@ each begins. A query sees the keys of its own text, in local layers those at mos
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
 
+from benchmarks.gpu.rates import median_seconds
+from mbexport.processes import one_line
+
 Tensor = torch.Tensor
 Call = Callable[[Tensor, Tensor, Tensor, Tensor, int, "int | None"], Tensor]
 LARGEST_ERROR = 1e-2  # of random normal values, in FP16
 LENGTHS, HEADS, SIZE, REACH = (1, 65, 300, 129), 4, 64, 64  # of the trial
-ROWS, LENGTH, REPEATS = 32, 512, 11  # of the timing
+ROWS, LENGTH = 32, 512  # of the timing
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def best_kernel(
                 continue
             found.append(Kernel(name, call, _seconds(call, device, dtype)))
         except Exception as cause:  # whatever a package for another GPU raises
-            told[name] = f"does not run: {type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+            told[name] = f"does not run: {one_line(cause, 200)}"
         else:
             told[name] = f"{found[-1].seconds * 1e6:.0f} us for a global and a local layer of {ROWS}x{LENGTH}"
     return min(found, key=lambda kernel: kernel.seconds, default=None), told
@@ -152,16 +154,7 @@ def _errors(call: Call, device: str, dtype: torch.dtype) -> Iterator[float]:
 def _seconds(call: Call, device: str, dtype: torch.dtype) -> float:
     starts = _starts((LENGTH,) * ROWS, device)
     qkv = [torch.randn(ROWS * LENGTH, 12, SIZE, device=device, dtype=dtype) for _ in range(3)]
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = []
-    for _ in range(REPEATS):
-        wait()
-        before = time.perf_counter()
-        for reach in (None, REACH):
-            call(*qkv, starts, LENGTH, reach)
-        wait()
-        times.append(time.perf_counter() - before)
-    return sorted(times)[len(times) // 2]
+    return median_seconds(lambda: [call(*qkv, starts, LENGTH, reach) for reach in (None, REACH)], device)
 
 
 def _starts(lengths: tuple[int, ...], device: str) -> Tensor:

@@ -2,9 +2,9 @@
 
     {"do": "load", "contender": {...}, "checkpoint": DIR, "bundle": DIR, "file": NAME or null, "device": "cuda"}
                                                         {"description", "versions", "notes"}
-    {"do": "run", "workload": FILE, "outputs": FILE}    {"seconds"}          the first run of a workload
+    {"do": "run", "workload": FILE, "outputs": FILE}    {}                   the first run of a workload
     {"do": "repeat", "seconds": S, "least": N}          {"seconds": [...]}   more runs of it
-    {"do": "trace"}                                     {"kernels", "copies", "seconds"}
+    {"do": "trace"}                                     what benchmarks.gpu.trace sums up
     {"do": "rates", "device": "cuda", "smoke": false}   what benchmarks.gpu.rates measures
 
 Times are of whole answers: token ids on the host to outputs on the host.
@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.gpu.contenders import Contender
 from mbexport import manifest as manifests
-from mbexport.bench.engines import Engine
+from mbexport.bench.engines import Engine, RuntimeEngine
 from mbexport.bench.worker import serve, timed
-from mbexport.bench.workloads import IntArray, Workload
+from mbexport.bench.workloads import Workload
 from mbexport.runtime.backends.interface import Backend
 from mbexport.runtime.backends.ort import CPU, CUDA, OnnxRuntimeBackend
 from mbexport.runtime.batches import Limits, token_budget
@@ -34,7 +34,7 @@ from mbexport.runtime.text import bundle_encoder
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx", "tensorrt", "cuda-bindings")
 
 
-class OwnEngine:
+class OwnEngine(RuntimeEngine):
     """mbexport's runtime on one graph or engine of a bundle, whatever ``load`` would choose.
 
     Args:
@@ -43,7 +43,7 @@ class OwnEngine:
         device: ``cuda`` or ``cpu``.
     """
 
-    packages = PACKAGES
+    packages: tuple[str, ...] = PACKAGES
 
     def __init__(self, bundle: Path, file: str, device: str) -> None:
         manifest = manifests.read(bundle)
@@ -61,19 +61,6 @@ class OwnEngine:
             limits = Limits(tokens=token_budget(map(backend.width, backend.per_token)))
         self._model = Model(manifest, bundle_encoder(bundle, manifest), InTurn(backend, limits))
         self.description = self._model.description
-
-    def prepare(self, workload: Workload) -> list[IntArray]:
-        """The token ids; nothing is padded."""
-        return list(workload.texts)
-
-    def run(self, prepared: list[IntArray]) -> list[dict[str, Any]]:
-        """One dict of outputs per text."""
-        return self._model.outputs_of_tokens(prepared)
-
-    def outputs(self, workload: Workload, results: list[dict[str, Any]]) -> tuple[str, list[Any]]:
-        """Logits of each text."""
-        del workload
-        return "logits", [row["logits"] for row in results]
 
 
 class Worker:
@@ -123,10 +110,9 @@ class Worker:
     def _run(self, file: Path, outputs: str) -> dict[str, Any]:
         workload = Workload.load(file)
         self._prepared = self._engine.prepare(workload)
-        seconds, results = timed(self._engine, self._prepared)
-        _, rows = self._engine.outputs(workload, results)
+        _, rows = self._engine.outputs(workload, self._engine.run(self._prepared))
         np.save(outputs, np.stack(rows))
-        return {"seconds": seconds}
+        return {}
 
     def _repeat(self, seconds: float, least: int) -> list[float]:
         """Seconds of each run: for so long, and at least so often."""

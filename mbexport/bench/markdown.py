@@ -34,7 +34,7 @@ def _times(report: Report) -> str:
                 "-" if share is None else f"{100 * share:.0f} %",
             ]
         )
-    return _table(lines)
+    return table(lines)
 
 
 def _time(row: Row | None) -> str:
@@ -62,7 +62,7 @@ def _memory_and_starts(report: Report) -> list[str]:
     if starts:
         totals = (starts.get(name) for name in names)
         lines.append(["first answer, s", *("-" if total is None else f"{total:.2f}" for total in totals)])
-    return [_table([["", *names], *lines])] if lines else []
+    return [table([["", *names], *lines])] if lines else []
 
 
 def _peak(workload: WorkloadFigures, name: str) -> str:
@@ -70,6 +70,7 @@ def _peak(workload: WorkloadFigures, name: str) -> str:
     return "-" if row is None or row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
 
 
-def _table(lines: list[list[str]]) -> str:
+def table(lines: list[list[str]]) -> str:
+    """Rows of cells as Markdown, the first as the head."""
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

@@ -27,7 +27,7 @@ from polygraphy.logger import G_LOGGER
 from mbexport.disk.writing import HashedFile
 from mbexport.engines.job import RTX_SWITCH, Built, Job
 from mbexport.options import BUILDER_MODULES
-from mbexport.processes import peak_bytes
+from mbexport.processes import one_line, peak_bytes
 from mbexport.profiles import parse_profile
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def main() -> None:
     try:
         answer(answers, built=asdict(build(Job(**job), sys.stdin.buffer.read(), answers)))
     except Exception as error:
-        answer(answers, error=" ".join(f"{type(error).__name__}: {error}".split())[:1000])
+        answer(answers, error=one_line(error, 1000))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from mbexport.quantize.samples import Sample, Samples, bundle_sampler, disjoint,
 from mbexport.quantize.search import Sensitivity, fewest_kept, scan
 from mbexport.quantize.targets import Source, Target, engine_target, integer_target
 from mbexport.quantize.write import CALIBRATION_FILE, Made, data_file, write_graphs
+from mbexport.runtime.backends.ort import is_older_than
 from mbexport.texts import Example
 from mbexport.version import __version__
 
@@ -60,7 +61,7 @@ class Options:
 
 
 def _check_onnx_runtime() -> None:
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_ONNX_RUNTIME:
+    if is_older_than(OLDEST_ONNX_RUNTIME):
         raise BackendError(
             f"ONNX Runtime is {onnxruntime.__version__}, which cannot compute INT8 graphs for TensorRT (QuantizeLinear "
             "of opset 23), and so not judge them; install onnxruntime>=1.24, which needs Python 3.11"

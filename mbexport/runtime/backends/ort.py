@@ -127,6 +127,11 @@ def providers_of(provider: str) -> list[tuple[str, dict[str, str]]]:
     return [(provider, CUDA_OPTIONS if provider == CUDA else {})]
 
 
+def is_older_than(release: tuple[int, int]) -> bool:
+    """Whether the installed ONNX Runtime is."""
+    return tuple(map(int, onnxruntime.__version__.split(".")[:2])) < release
+
+
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime was built with CUDA; whether it works shows when a graph is loaded."""
     return CUDA in onnxruntime.get_available_providers()
@@ -144,7 +149,7 @@ def _load_cuda() -> str:
             f"the installed ONNX Runtime {version} has no {CUDA}; put the GPU's in its place: "
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_WITH_CUDA:
+    if is_older_than(OLDEST_WITH_CUDA):
         oldest = ".".join(map(str, OLDEST_WITH_CUDA))
         raise BackendError(
             f"ONNX Runtime {version} is installed, whose {CUDA} lacks operators of the bundle's graphs; "
