@@ -182,6 +182,21 @@ def test_large_wheels_travel_in_parts(tmp_path: Path) -> None:
     assert found.stdout == "100000 True\n"
 
 
+def test_a_wheel_begins_where_another_left_room(tmp_path: Path) -> None:
+    given, store = tmp_path / "wheels", tmp_path / "store"
+    for name in ("one", "two"):
+        make_wheel(given, name, 50_000)
+    folders = wheels.split(given, tmp_path / "trips", 60_000)
+    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+    assert sizes[:-1] == [60_000] * (len(sizes) - 1)
+    assert 0 < sizes[-1] <= 60_000
+    for folder in folders:
+        wheels.collect(folder, store)
+    assert wheels.join(store) == []
+    for wheel in given.iterdir():
+        assert (store / wheel.name).read_bytes() == wheel.read_bytes()
+
+
 def test_damaged_parts_are_refused(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "large_one", 1000)
     first, *others = wheels.split(tmp_path / "wheels", tmp_path / "trips", 2000)
