@@ -22,6 +22,7 @@ import onnxruntime
 from mbexport.bench.contenders import FUSED_GRAPH
 from mbexport.bench.workloads import Maker
 from mbexport.checkpoint.spec import ModelSpec, parse_config
+from mbexport.runtime.backends.ort import session_options
 
 RUNS = 3  # the first of them warms up
 PRODUCTS, LOCAL, GLOBAL, OTHER = "matrix products", "local attention", "global attention", "other"
@@ -50,9 +51,8 @@ def part_of(name: str, operator: str, spec: ModelSpec) -> str:
 def profile(bundle: Path, length: int, threads: int, spec: ModelSpec) -> dict[str, float]:
     """Seconds of each part in one run of one text."""
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
+        options = session_options(as_written=True)  # as the runtime does
         options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the runtime does
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(bundle / FUSED_GRAPH), options, providers=["CPUExecutionProvider"])

@@ -5,6 +5,12 @@
 ARG PYTHON=3.12.12-slim-bookworm
 
 FROM python:${PYTHON} AS build
+# For the kernels, which are compiled once, here.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+ENV MBEXPORT_BUILD_KERNELS=on
 WORKDIR /src
 RUN python -m venv /opt/mbexport
 COPY pyproject.toml README.md LICENSE ./

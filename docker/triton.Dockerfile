@@ -6,6 +6,12 @@
 ARG TRITON=nvidia/tritonserver:25.10-py3
 
 FROM python:3.12.12-slim-bookworm AS build
+# For the kernels, which are compiled once, here.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+ENV MBEXPORT_BUILD_KERNELS=on
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY mbexport mbexport

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from tests.bundles import rehash
 
 Edit = Callable[[ir.Model], None]
+OF_ATTENTION = ("Attention", "Windows", "Mask")  # how the names of such functions end
 
 
 def edit(graph: Path, change: Edit) -> None:
@@ -56,8 +57,11 @@ def without_norm(layer: int) -> Edit:
     """What enters the MLP's normalization passes it by."""
 
     def change(model: ir.Model) -> None:
-        norm = node(model, f"layers.{layer}/mlp_norm")
-        norm.outputs[0].replace_all_uses_with(norm.inputs[0])
+        for found in model.graph:
+            if found.name == f"layers.{layer}/mlp_norm":
+                found.outputs[0].replace_all_uses_with(found.inputs[0])
+            elif (found.op_type, found.name) == ("AddNorm", f"layers.{layer}/attn_residual"):
+                found.outputs[1].replace_all_uses_with(found.outputs[0])
 
     return change
 
@@ -71,10 +75,26 @@ def mean_over_padding(model: ir.Model) -> None:
 
 def keys_one_place_on(model: ir.Model) -> None:
     """Rotary positions of keys begin at 1; in ONNX Runtime's dialect, where they have an operator."""
-    one = constant(model, np.array([1], np.int64))
+    for function in attention_without_kernels(model):
+        for found in function:
+            if found.op_type == "RotaryEmbedding" and found.name.endswith("k_rope"):
+                one = ir.node("Constant", [], {"value": ir.tensor(np.array([1], np.int64))}, name="edited_one")
+                one.outputs[0].name = "edited_one"
+                function.insert_before(found, one)
+                found.replace_input_with(1, one.outputs[0])
+
+
+def attention_without_kernels(model: ir.Model) -> list[ir.Function]:
+    """The functions of attention, by names that no kernel has: their bodies are computed."""
+    functions = [function for function in model.functions.values() if function.name.endswith(OF_ATTENTION)]
+    for function in functions:
+        del model.functions[function.identifier()]
+        function.name = f"Edited{function.name}"
+        model.functions[function.identifier()] = function
     for found in model.graph.all_nodes():
-        if found.op_type == "RotaryEmbedding" and found.name.endswith("k_rope"):
-            found.replace_input_with(1, one)
+        if found.domain == "mbexport" and found.op_type.endswith(OF_ATTENTION):
+            found.op_type = f"Edited{found.op_type}"
+    return functions
 
 
 def overflowing(layer: int, exponent: int = 14) -> Edit:

@@ -15,8 +15,8 @@ from tests.checkpoints import EXAMPLE
 from tests.int8 import add_int8
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those of its branches."""
+def graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """A graph or a function, and the graphs of its branches."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -24,10 +24,16 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(attribute.g)
 
 
-def unread(graph: onnx.GraphProto) -> list[str]:
-    nodes = [node for each in graphs(graph) for node in each.node]
+def unread(model: onnx.ModelProto) -> list[str]:
+    return [name for part in (model.graph, *model.functions) for name in unread_of(part)]
+
+
+def unread_of(part: onnx.GraphProto | onnx.FunctionProto) -> list[str]:
+    """Nodes of the graph, or of a function of it, that nothing reads."""
+    nodes = [node for each in graphs(part) for node in each.node]
     read = {name for node in nodes for name in node.input}
-    read |= {output.name for each in graphs(graph) for output in each.output}
+    for each in graphs(part):
+        read |= {output if isinstance(output, str) else output.name for output in each.output}
     return [node.name for node in nodes if read.isdisjoint(node.output)]
 
 
@@ -47,7 +53,8 @@ def test_every_node_of_every_graph_is_read(bundle: Path) -> None:
     files = [graph.file for graph in manifests.read(bundle).graphs]
     assert len(files) == 11
     for file in files:
-        graph = onnx.load(bundle / file, load_external_data=False).graph
-        assert unread(graph) == [], file
-    graph.node.append(onnx.helper.make_node("Identity", [graph.input[0].name], ["nobody"], name="idle"))
-    assert unread(graph) == ["idle"]
+        model = onnx.load(bundle / file, load_external_data=False)
+        assert unread(model) == [], file
+    for part, known in ((model.graph, model.graph.input[0].name), (model.functions[0], model.functions[0].input[0])):
+        part.node.append(onnx.helper.make_node("Identity", [known], ["nobody"], name="idle"))
+    assert unread(model) == ["idle", "idle"]

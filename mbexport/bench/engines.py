@@ -94,14 +94,21 @@ class PaddedEngine:
 
 
 class OnnxRuntimeEngine(PaddedEngine):
-    """Any ONNX file by plain ONNX Runtime: its defaults, except for the threads."""
+    """Any ONNX file by plain ONNX Runtime: its defaults, except for the threads.
+
+    mbexport's kernels are registered, which others' graphs do not call: our own graph runs here where rows are padded.
+    """
 
     packages: tuple[str, ...] = ("onnxruntime", "numpy")
 
     def __init__(self, contender: Contender) -> None:
         import onnxruntime
 
+        from mbexport.runtime.kernels import kernels
+
         options = onnxruntime.SessionOptions()
+        if (library := kernels().library) is not None:
+            options.register_custom_ops_library(str(library))
         options.intra_op_num_threads = contender.threads
         self._session = onnxruntime.InferenceSession(contender.path, options, providers=["CPUExecutionProvider"])
         check_inputs(value.name for value in self._session.get_inputs())

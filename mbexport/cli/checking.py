@@ -143,10 +143,14 @@ def inspect(bundle: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     """Show what is in BUNDLE; with --verify, the exit code is 1 if a file is another one than the manifest says."""
     from mbexport import manifest as manifests
     from mbexport.checkpoint.load import read_bundle_spec
+    from mbexport.runtime.kernels import kernels
     from mbexport.verifying import verdict, wrong_files
 
     manifest = manifests.read(bundle)
-    click.echo(manifest.to_json().rstrip() if as_json else manifest_text(manifest, read_bundle_spec(bundle, manifest)))
+    if as_json:
+        click.echo(manifest.to_json().rstrip())
+    else:
+        click.echo(manifest_text(manifest, read_bundle_spec(bundle, manifest), str(kernels())))
     if verify:
         with progress_bar("Verifying", quiet=quiet) as progress:
             faults = wrong_files(bundle, manifest, progress)

@@ -98,12 +98,13 @@ def _quality_row(graph: GraphReport) -> tuple[str, ...]:
     )
 
 
-def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
+def manifest_text(manifest: Manifest, spec: ModelSpec, kernels: str) -> str:
     """What a bundle holds, a fact a line.
 
     Args:
         manifest: the bundle's manifest.
         spec: the model that its config.json describes.
+        kernels: what computes it on this machine's CPU besides ONNX Runtime.
     """
     rows = [("source", manifest.source.name), ("task", manifest.task), *_answer_facts(manifest), *_model_facts(spec)]
     rows.append(("max_length", f"{manifest.max_length} tokens"))
@@ -113,6 +114,7 @@ def manifest_text(manifest: Manifest, spec: ModelSpec) -> str:
         rows += _engine_facts(engine, current=manifest.origin(engine) is not None)
     rows += [("check", f"{c.what}: {'passed' if c.passed else 'FAILED'} ({c.reference})") for c in manifest.checks]
     rows += [("note", message) for message in manifest.notes]
+    rows.append(("kernels here", kernels))
     return facts(rows)
 
 

@@ -16,6 +16,7 @@ from mbexport.errors import GraphError
 
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+FUNCTIONS = "mbexport"  # the domain of what a graph defines itself, of which mbexport/native has kernels
 TAPS = "mbexport.taps"  # the key of a model's metadata: JSON, a value's name by the module that it is the result of
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -41,6 +42,8 @@ class GraphBuilder:
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._taps: dict[str, ir.Value] = {}
+        self._functions: dict[str, ir.Function] = {}
+        self._body: _Body | None = None  # of the function that is being recorded
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -50,6 +53,16 @@ class GraphBuilder:
             yield
         finally:
             self._scopes.pop()
+
+    @contextmanager
+    def at(self, path: str) -> Iterator[str]:
+        """The scope in which a module at ``path`` stands, whatever the one around it; gives the module's own name."""
+        parent, _, name = path.rpartition(".")
+        outer, self._scopes = self._scopes, [parent] if parent else []
+        try:
+            yield name
+        finally:
+            self._scopes = outer
 
     def _unique(self, name: str) -> str:
         path = "/".join([*self._scopes, name])
@@ -107,6 +120,50 @@ class GraphBuilder:
             self._tape = outer
         return self.op("If", condition, name=name, **branches)
 
+    def call(
+        self,
+        function: str,
+        *inputs: ir.Value,
+        body: Callable[..., Sequence[ir.Value]],
+        name: str,
+        **attributes: int | float,
+    ) -> Sequence[ir.Value]:
+        """Record a call of a function of the graph's own, which a runtime may compute by one operator.
+
+        Args:
+            function: its name; one that was called before has the same body.
+            inputs: its inputs in order.
+            body: given as many values, records what it computes of them; returns its outputs. It sees
+                nothing else but constants.
+            name: unique within the scope; of the first output.
+            attributes: told to the operator; the body has them as constants.
+        """
+        if function not in self._functions:
+            self._functions[function] = self._record(function, len(inputs), body, attributes)
+        outputs = len(self._functions[function].outputs)
+        return self.multi(function, *inputs, outputs=outputs, name=name, domain=FUNCTIONS, **attributes)
+
+    def _record(
+        self,
+        function: str,
+        inputs: int,
+        body: Callable[..., Sequence[ir.Value]],
+        attributes: Mapping[str, int | float],
+    ) -> ir.Function:
+        """The function, recorded apart from the graph."""
+        outer = self._tape, self._scopes, self._names, self._body
+        own = self._body = _Body()
+        self._tape, self._scopes, self._names = own.tape, [], set()
+        entered = [ir.val(f"input_{number}") for number in range(inputs)]
+        outputs = body(*entered)
+        self._tape, self._scopes, self._names, self._body = outer
+        graph = ir.Graph(entered, outputs, nodes=[*own.constants.nodes, *own.tape.nodes], name=function)
+        declared = [
+            ir.Attr(key, ir.AttributeType.INT if isinstance(value, int) else ir.AttributeType.FLOAT, value)
+            for key, value in attributes.items()
+        ]
+        return ir.Function(FUNCTIONS, function, graph=graph, attributes=declared)
+
     def weight(self, name: str) -> ir.Value:
         """A tensor of the checkpoint (or made from it), by name.
 
@@ -162,6 +219,8 @@ class GraphBuilder:
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """A small tensor stored in the graph itself, shared by name."""
+        if self._body is not None:
+            return self._body.constant(name, array)
         if name not in self._initializers:
             self._initializers[name] = self._main.initializer(ir.tensor(array, name=name), name=name)
         return self._initializers[name]
@@ -194,9 +253,9 @@ class GraphBuilder:
         if unused:
             raise GraphError(f"weights that no node uses: {', '.join(unused[:5])} ({len(unused)} in all)")
         idle = self._casts_for_taps_alone()
-        opsets = {"": opset}
-        if MICROSOFT in self._domains:
-            opsets[MICROSOFT] = 1
+        opsets = {domain: opset if domain == "" else 1 for domain in sorted({"", *self._domains})}
+        for function in self._functions.values():
+            function.graph.opset_imports.update(opsets)
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -205,7 +264,13 @@ class GraphBuilder:
             opset_imports=opsets,
             name=graph_name,
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="mbexport", producer_version=producer_version)
+        model = ir.Model(
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="mbexport",
+            producer_version=producer_version,
+            functions=list(self._functions.values()),
+        )
         if self._taps:
             model.metadata_props[TAPS] = json.dumps({module: value.name for module, value in self._taps.items()})
         return model
@@ -222,6 +287,22 @@ class GraphBuilder:
                     cast.replace_input_with(0, None)
                     idle.add(cast)
         return idle
+
+
+class _Body:
+    """Of a function: its nodes, and its constants, which are nodes, as functions have no initializers."""
+
+    def __init__(self) -> None:
+        self.tape, self.constants = Tape(), Tape()
+        self._by_name: dict[str, ir.Value] = {}
+
+    def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """See :meth:`GraphBuilder.constant`."""
+        if name not in self._by_name:
+            value = self.constants.op("Constant", [], {"value": ir.tensor(array, name=name)}, name=name)
+            value.name = name
+            self._by_name[name] = value
+        return self._by_name[name]
 
 
 def element_type(value: ir.Value) -> ir.DataType:

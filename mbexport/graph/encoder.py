@@ -82,24 +82,26 @@ def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, products: Product
     """
     with b.scope("embeddings"):
         rows = b.tap(products.embed(input_ids), "embeddings.tok_embeddings")
-        hidden = _normed(b, rows, "embeddings.norm", spec)
+        hidden = b.tap(layer_norm(b, rows, "embeddings.norm", spec.norm_eps), "embeddings.norm")
+    normed = hidden  # the first layer's attention has no norm of its own: the embeddings' norm serves it
     for number, is_global in enumerate(spec.layer_is_global):
         path = f"layers.{number}"
-        with b.scope(path):
-            # The first layer's attention has no norm of its own: the embeddings' norm serves it.
-            normed = _normed(b, hidden, f"{path}.attn_norm", spec) if number else hidden
-            with b.scope("attn"):
-                entered, site = products.enter(normed, attention_input(path)), attention_output(path)
-                q, k, v = (b.tap(products.linear(entered, matrix), matrix) for matrix in attention_input(path).matrices)
-                attended = b.tap(dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.attended")
-                update = b.tap(products.linear(products.enter(attended, site), *site.matrices), *site.matrices)
-            hidden = b.tap(b.op("Add", hidden, update, name="attn_residual"), f"{path}.attn_residual")
-            normed = _normed(b, hidden, f"{path}.mlp_norm", spec)
-            with b.scope("mlp"):
-                update = gated_mlp(b, products, normed, path, spec.activation)
-            hidden = b.tap(b.op("Add", hidden, update, name="mlp_residual"), f"{path}.mlp_residual")
-    return _normed(b, hidden, "final_norm", spec)
+        with b.scope(f"{path}/attn"):
+            entered, site = products.enter(normed, attention_input(path)), attention_output(path)
+            q, k, v = (b.tap(products.linear(entered, matrix), matrix) for matrix in attention_input(path).matrices)
+            attended = b.tap(dialect.attention(q, k, v, is_global=is_global), f"{path}.attn.attended")
+            update = b.tap(products.linear(products.enter(attended, site), *site.matrices), *site.matrices)
+        hidden, normed = _add(b, dialect, hidden, update, f"{path}.attn_residual", f"{path}.mlp_norm")
+        with b.scope(f"{path}/mlp"):
+            update = gated_mlp(b, products, dialect, normed, path)
+        following = f"layers.{number + 1}.attn_norm" if number + 1 < spec.num_layers else "final_norm"
+        hidden, normed = _add(b, dialect, hidden, update, f"{path}.mlp_residual", following)
+    return normed
 
 
-def _normed(b: GraphBuilder, x: ir.Value, path: str, spec: ModelSpec) -> ir.Value:
-    return b.tap(layer_norm(b, x, path, spec.norm_eps), path)
+def _add(
+    b: GraphBuilder, dialect: Dialect, x: ir.Value, update: ir.Value, residual: str, norm: str
+) -> tuple[ir.Value, ir.Value]:
+    """See :meth:`mbexport.graph.dialect.Dialect.add_and_norm`; both results are tapped."""
+    total, normed = dialect.add_and_norm(x, update, residual, norm)
+    return b.tap(total, residual), b.tap(normed, norm)

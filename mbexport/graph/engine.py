@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder, typed
+from mbexport.graph.dialect import PlainBlocks
 from mbexport.graph.products import Products
 from mbexport.graph.qdq import QdqProducts
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
@@ -17,7 +18,7 @@ from mbexport.graph.windows import build_fixed_windows
 BLOCK = 128  # queries of a block of local attention, whatever the length: TensorRT's kernels like sizes they know
 
 
-class EngineDialect:
+class EngineDialect(PlainBlocks):
     """See :class:`mbexport.graph.dialect.Dialect`.
 
     One Attention node a layer, for which TensorRT has one kernel; no branches. What enters it is
@@ -32,8 +33,7 @@ class EngineDialect:
     products: ClassVar[type[Products]] = QdqProducts
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
-        self._b = b
-        self._spec = spec
+        super().__init__(b, spec)
         self._type = b.product_type
         self._rope: dict[bool, Tables] = {}  # by is_global
         if spec.has_local:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import GraphBuilder
+from mbexport.graph.dialect import PlainBlocks
 from mbexport.graph.products import Products
 from mbexport.graph.rotation import Tables, rotate, tables_in_use
 from mbexport.graph.rows import Rows
@@ -17,21 +18,20 @@ from mbexport.graph.windows import BlockSizes, build_windows, find_blind
 SIZES = BlockSizes(queries=128, most_alone=128)
 
 
-class PortableDialect:
+class PortableDialect(PlainBlocks):
     """See :class:`mbexport.graph.dialect.Dialect`."""
 
     opset: ClassVar[int] = 20  # the first with Gelu; ONNX Runtime 1.18, OpenVINO 2024 and TensorRT 10 read it
     products: ClassVar[type[Products]] = Products
 
     def __init__(self, b: GraphBuilder, spec: ModelSpec, rows: Rows) -> None:
-        self._b = b
-        self._spec = spec
+        super().__init__(b, spec)
         self._rope: dict[bool, dict[str, Tables]] = {}  # by is_global, then for q and k
         if spec.has_local:
             with b.scope("local_attention"):
                 self._rope[False] = self._build_rope("local", rows)
-                self._windows = build_windows(b, rows, spec, SIZES, (spec.num_heads, spec.head_dim))
-                self._blind = find_blind(b, self._windows, rows, spec)
+                self._windows, seen = build_windows(b, rows, spec, SIZES, (spec.num_heads, spec.head_dim))
+                self._blind = find_blind(b, seen, rows, spec)
         if spec.has_global:
             with b.scope("global_attention"):
                 self._rope[True] = self._build_rope("global", rows)

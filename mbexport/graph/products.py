@@ -97,12 +97,20 @@ class IntegerProducts(Products):
     def _by_row(self, x: ir.Value, name: str) -> Entered:
         """Each token's numbers by its largest magnitude; x [..., in]."""
         b = self._b
-        step = b.constant("step_of_rows", np.float32(1 / self._levels))
-        sizes = b.op("Abs", x, name=f"{name}_sizes")
-        largest = b.op("ReduceMax", sizes, b.ints(-1), name=f"{name}_largest", keepdims=1)
-        largest = b.op("Max", largest, b.constant("smallest_row", SMALLEST), name=f"{name}_rows")
-        within = b.op("Div", x, largest, name=f"{name}_within")  # [-1, 1]
-        return Entered(self._codes(within, step, name), step, largest)
+
+        def body(x: ir.Value) -> tuple[ir.Value, ir.Value]:
+            sizes = b.op("Abs", x, name=f"{name}_sizes")
+            largest = b.op("ReduceMax", sizes, b.ints(-1), name=f"{name}_largest", keepdims=1)
+            largest = b.op("Max", largest, b.constant("smallest_row", SMALLEST), name=f"{name}_rows")
+            within = b.op("Div", x, largest, name=f"{name}_within")  # [-1, 1]
+            return self._codes(within, self._step(), name), largest
+
+        codes, largest = b.call("CodesOfRows", x, body=body, name=f"{name}_codes", levels=float(self._levels))
+        return Entered(codes, self._step(), largest)
+
+    def _step(self) -> ir.Value:
+        """What a code counts of a row's largest magnitude, float32 scalar."""
+        return self._b.constant("step_of_rows", np.float32(1 / self._levels))
 
     def _codes(self, x: ir.Value, step: ir.Value, name: str) -> ir.Value:
         """uint8, as x; of ONNX Runtime's own domain: 1.23, the last for Python 3.10, lacks that of opset 23."""

@@ -16,7 +16,7 @@ Of a row of several texts the same holds, but that a query sees keys of its own 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx_ir as ir
@@ -67,13 +67,15 @@ class Blocks:
 class Windows(Blocks):
     """Blocks whose number and size follow the length; a short text is one.
 
-    several: bool [1], whether the text has more than one. order [sequence]: int64 positions.
-    seen, bool of the bias's shape: whether a query sees a key.
+    several: bool scalar, whether the text has more than one. order [sequence]: int64 positions.
     """
 
     several: ir.Value
     order: ir.Value
-    seen: ir.Value
+
+    def values(self) -> tuple[ir.Value, ...]:
+        """All of them, as ``Windows`` takes them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     def join(self, b: GraphBuilder, attended: ir.Value) -> ir.Value:
         """Blocks of queries [batch * blocks, block, ...] -> [batch, sequence, hidden]."""
@@ -106,8 +108,10 @@ def build_windows(
     spec: ModelSpec,
     sizes: BlockSizes,
     trailing: tuple[int, ...],
-) -> Windows:
-    """The positions and the mask of all blocks, computed once per call.
+) -> tuple[Windows, ir.Value]:
+    """The positions and the mask of all blocks, computed once per call; and whether a query sees a key.
+
+    The latter is bool, of the bias's shape.
 
     Args:
         b: the graph.
@@ -118,7 +122,8 @@ def build_windows(
     """
     batch = b.op("Shape", rows.mask, name="batch", start=0, end=1)
     length = b.op("Shape", rows.mask, name="length", start=1, end=2)
-    several = b.op("Greater", length, b.ints(sizes.most_alone), name="several_blocks")
+    longer = b.op("Greater", length, b.ints(sizes.most_alone), name="several_blocks")
+    several = b.op("Squeeze", longer, b.ints(0), name="several")
     block = b.op("Where", several, b.ints(sizes.queries), length, name="block")
     reach = b.op("Where", several, b.ints(spec.half_window), b.ints(0), name="reach")
     twice = b.op("Add", reach, reach, name="reach_twice")
@@ -146,17 +151,17 @@ def build_windows(
     distance = b.op("Abs", b.op("Sub", queries, offsets, name="difference"), name="distance")  # [block, span]
     band = b.op("LessOrEqual", distance, b.ints(spec.half_window), name="band")
     seen = b.op("And", usable, band, name="seen")  # [batch * blocks, 1, block, span]
-    return Windows(
+    windows = Windows(
         several=several,
         query_positions=places.queries,
         key_positions=b.op("Reshape", clipped, b.ints(-1), name="key_positions"),
         order=_range(b, length, "order"),
-        seen=seen,
         bias=mask_bias(b, seen),
         query_shape=b.op("Concat", b.ints(-1), block, b.ints(*trailing), name="query_shape", axis=0),
         key_shape=b.op("Concat", b.ints(-1), span, b.ints(*trailing), name="key_shape", axis=0),
         joined_shape=b.op("Concat", batch, b.ints(-1, spec.hidden_size), name="joined_shape", axis=0),
     )
+    return windows, seen
 
 
 @dataclass(frozen=True)
@@ -213,16 +218,23 @@ def build_fixed_windows(b: GraphBuilder, rows: Rows, spec: ModelSpec, block: int
     )
 
 
-def find_blind(b: GraphBuilder, windows: Windows, rows: Rows, spec: ModelSpec) -> BlindQueries | None:
+def reads_padding(spec: ModelSpec) -> bool:
+    """Whether an output depends on what padding becomes: a classifier pools the first position, padding or not."""
+    return spec.head is not None and spec.head.pooling == "cls" and spec.head.task == "text-classification"
+
+
+def find_blind(b: GraphBuilder, seen: ir.Value, rows: Rows, spec: ModelSpec) -> BlindQueries | None:
     """The queries that see nothing; None where the model never reads what they become, or there are none.
 
-    Only a classifier that pools the first position does, be it padding or not.
+    Args:
+        b: the graph.
+        seen: whether a query sees a key, as :func:`build_windows` returns it.
+        rows: the batch.
+        spec: the model.
     """
-    if isinstance(rows, PackedRows):
+    if isinstance(rows, PackedRows) or not reads_padding(spec):
         return None
-    if spec.head is None or spec.head.pooling != "cls" or spec.head.task != "text-classification":
-        return None
-    numbers = b.op("Cast", windows.seen, name="seen_numbers", to=ir.DataType.FLOAT)
+    numbers = b.op("Cast", seen, name="seen_numbers", to=ir.DataType.FLOAT)
     any_seen = b.op("ReduceMax", numbers, b.ints(-1), name="any_seen")
     batch = b.op("Shape", rows.mask, name="seen_batch", start=0, end=1)
     length = b.op("Shape", rows.mask, name="seen_length", start=1, end=2)

@@ -21,6 +21,7 @@ from mbexport.files import Progress, no_progress, read_json, sha256, to_json, wr
 from mbexport.manifest import Graph, Manifest
 from mbexport.runtime.backends.ort import CPU, OnnxRuntimeBackend, session_options
 from mbexport.runtime.graphs import cpu_graph, weights_of
+from mbexport.runtime.kernels import kernels
 
 FOLDER, RECORD = "prepacked", "prepacked.json"
 LEAST_BYTES = "1024"  # of a tensor that goes to the weights' file; smaller ones are kept in the graph
@@ -148,7 +149,13 @@ def wrong_prepacked(bundle: Path) -> list[str]:
 def _made_for(bundle: Path, manifest: Manifest, graph: Graph) -> dict[str, Any]:
     """What must be the same where packed weights are used."""
     weights = {file.file: file.sha256 for file in weights_of(bundle, manifest, graph)}
-    return {"graph": graph.sha256, "weights": weights, "onnxruntime": onnxruntime.__version__, "cpu": cpu_kind()}
+    return {
+        "graph": graph.sha256,
+        "weights": weights,
+        "onnxruntime": onnxruntime.__version__,
+        "cpu": cpu_kind(),
+        "kernels": kernels().name,
+    }
 
 
 def _sizes(folder: Path) -> dict[str, int]:

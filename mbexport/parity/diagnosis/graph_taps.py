@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
-from mbexport.graph.builder import TAPS
+from mbexport.graph.builder import FUNCTIONS, TAPS
+from mbexport.graph.fused import ADD_NORM
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps
 from mbexport.parity.figures import FloatArray, units
 from mbexport.parity.graphs.memory import MemoryGraph
@@ -149,12 +150,27 @@ def give(model: ir.Model, value: ir.Value, array: npt.NDArray[Any], name: str) -
 
 
 def load_plain(file: Path) -> ir.Model:
-    """A graph whose residual stream is added to by Add alone: ONNX Runtime's operator that normalizes, too, in two."""
+    """A graph whose residual stream is added to by Add alone: operators that normalize, too, in two."""
     model = ir.load(file)
     for node in list(model.graph):
         if node.op_type == SKIP_NORM:
             _split(model.graph, node)
+        elif (node.domain, node.op_type) == (FUNCTIONS, ADD_NORM):
+            _split_own(model.graph, node)
     return model
+
+
+def _split_own(graph: ir.Graph, node: ir.Node) -> None:
+    """mbexport's own; both results keep their names."""
+    x, update, weight = node.inputs
+    attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
+    added = ir.node("Add", [x, update], name=node.name)
+    normed = ir.node("LayerNormalization", [added.outputs[0], weight], attributes, name=f"{node.name}_norm")
+    graph.insert_before(node, [added, normed])
+    for old, new in zip(node.outputs, (added.outputs[0], normed.outputs[0]), strict=True):
+        old.name, new.name = None, old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _split(graph: ir.Graph, node: ir.Node) -> None:

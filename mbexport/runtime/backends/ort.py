@@ -11,6 +11,7 @@ from mbexport.disk.external import check_external_data
 from mbexport.errors import BackendError, BundleError
 from mbexport.runtime.backends.interface import POSITION_IDS, FloatArray, IntArray
 from mbexport.runtime.backends.tensors import inputs_of, selected
+from mbexport.runtime.kernels import kernels
 
 onnxruntime.disable_telemetry_events()
 
@@ -23,14 +24,18 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 OLDEST_WITH_CUDA = (1, 31)
 
 
-def session_options(*, as_written: bool = False) -> onnxruntime.SessionOptions:
+def session_options(*, as_written: bool = False, own_kernels: bool = True) -> onnxruntime.SessionOptions:
     """Options of a session that logs nothing: what goes wrong is raised, and said once.
 
     Args:
         as_written: leave the graph as it is; else ONNX Runtime optimizes it.
+        own_kernels: register mbexport's kernels for the CPU, where there are some.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    library = kernels().library if own_kernels else None
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
@@ -62,7 +67,7 @@ class OnnxRuntimeBackend:
         self, graph: Path, threads: int | None = None, *, as_written: bool = False, provider: str = CPU
     ) -> None:
         check_external_data(graph, BundleError)
-        options = session_options(as_written=as_written)
+        options = session_options(as_written=as_written, own_kernels=provider == CPU)
         if provider == CPU:  # a plan of memory is kept for every shape that comes, and texts have thousands
             options.enable_mem_pattern = False
         if threads is not None:
@@ -90,7 +95,9 @@ class OnnxRuntimeBackend:
         self._selects = any(given.name == "positions" for given in self._session.get_inputs())
         self.packs = any(given.name == POSITION_IDS for given in self._session.get_inputs())
         self.per_token = frozenset(output.name for output in outputs if "sequence" in output.shape)
-        self.description = f"{graph.name} on ONNX Runtime {onnxruntime.__version__}, {provider}"
+        own = kernels().name if provider == CPU else None
+        runtime = f"ONNX Runtime {onnxruntime.__version__}{f' with {own} kernels' if own else ''}"
+        self.description = f"{graph.name} on {runtime}, {provider}"
 
     def width(self, output: str) -> int:
         """Size of an output's last axis, 1 where that is the tokens', 0 where the graph has no such output."""

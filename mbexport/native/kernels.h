@@ -1,0 +1,64 @@
+/* What one task of each operator computes, for every instruction set that there is code for.
+
+   Tensors are dense, rows last. The operators have checked all sizes. */
+#pragma once
+#include <stdint.h>
+
+enum {
+  QUERIES = 48,    /* a task's, of attention: three vectors of AVX-512, six of AVX2 */
+  KEYS = 192,      /* that are scored at a time: a task's queries and a window of 64 on either side see 175 */
+  WIDEST_HEAD = 128,
+  HEAD_STEP = 32,  /* heads are a multiple of it wide: two vectors of AVX-512 for either half that rotates */
+  WIDTH_STEP = 16, /* and other rows of this */
+};
+
+/* Attention of rotated queries and keys (RoPE, "rotate half"), softmax(scale * q k^T) v, where query i sees key j
+   if j is no padding and, with a reach >= 0, |i - j| <= reach. A query that sees none takes the mean of all values. */
+struct attention {
+  const float *queries, *keys, *values; /* [batch, length, heads * head] */
+  const float *cosines, *sines;         /* [at least length, head / 2] */
+  const uint8_t *real;                  /* [batch, length]: 0 for padding */
+  float *rotated;                       /* [batch, heads, length, head]: room for the keys */
+  float *out;                           /* as queries */
+  int64_t batch, length, heads, head, reach;
+  float scale;
+};
+
+/* sum = x + update, normed = layer normalization of it. */
+struct norm {
+  const float *x, *update, *weight; /* [rows, width], the same, [width] */
+  float *sum, *normed;              /* [rows, width] */
+  int64_t rows, width;
+  float epsilon;
+};
+
+/* gelu(x) * gate, by erf. */
+struct gated {
+  const float *x, *gate; /* [count] */
+  float *out;
+  int64_t count;
+};
+
+/* 8-bit codes of each row by its own largest magnitude: round(levels * x / largest) + levels + 1. */
+struct codes {
+  const float *x;   /* [rows, width] */
+  uint8_t *out;     /* the same */
+  float *largest;   /* [rows]; no less than 1e-30 */
+  int64_t rows, width;
+  float levels;     /* 127, or 63 for codes of 7 bits */
+};
+
+struct kernels {
+  const char *name;
+  void (*rotate_keys)(const struct attention *, int64_t token);         /* of batch * length */
+  void (*attend)(const struct attention *, int64_t task);               /* of attention_tasks */
+  void (*add_norm)(const struct norm *, int64_t row);
+  void (*gate)(const struct gated *, int64_t begin, int64_t end);
+  void (*encode_row)(const struct codes *, int64_t row);
+};
+
+extern const struct kernels avx2_kernels, avx512_kernels;
+
+static inline int64_t attention_tasks(const struct attention *a) {
+  return a->batch * a->heads * ((a->length + QUERIES - 1) / QUERIES);
+}

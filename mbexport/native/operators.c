@@ -1,0 +1,284 @@
+/* The operators of the domain "mbexport", registered with ONNX Runtime where a session asks for this library.
+
+   Graphs hold each of them as a function of standard operators, too (mbexport/graph/fused.py, products.py), which ONNX Runtime
+   computes where this library is not: what is here computes the same, faster. Nothing is taken on trust: sizes that do
+   not fit are an error of the run. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "onnxruntime_interface.h"
+
+enum { MOST_AXES = 4, KEYS_OF_A_TASK = 16, ROWS_OF_A_TASK = 8, NUMBERS_OF_A_TASK = 8192 };
+
+#define EXPORTED __attribute__((visibility("default")))
+
+static const struct kernels *active;
+
+typedef struct {
+  Interface ort;
+  Allocator *allocator;
+  int64_t heads, reach;
+  float scale, epsilon, levels;
+} Kernel;
+
+/* Inputs and outputs have a letter each: f float, b bool, i int64, u uint8, * any type. */
+typedef struct Definition {
+  Operator operator;
+  const char *name, *inputs, *outputs;
+  size_t least_inputs, least_outputs; /* what is left of the others may be left out */
+  const char *attributes;             /* a letter each: h heads, r reach, s scale, e epsilon, l levels */
+} Definition;
+
+typedef struct {
+  void *data;
+  int64_t sizes[MOST_AXES], count, rows, width; /* count = rows * width, the last axis */
+  size_t rank;
+} Tensor;
+
+#define TRY(call)                     \
+  do {                                \
+    Status *failed = (call);          \
+    if (failed) return failed;        \
+  } while (0)
+
+static Status *refuse(const Kernel *k, const char *message) {
+  return CREATE_STATUS(k->ort)(INVALID_ARGUMENT, message);
+}
+
+static Status *get_input(const Kernel *k, const Context *context, size_t number, Tensor *t) {
+  const Value *value;
+  Shape *shape;
+  TRY(GET_INPUT(k->ort)(context, number, &value));
+  if (!value) return refuse(k, "mbexport: an input is missing");
+  TRY(GET_DATA(k->ort)((Value *)value, &t->data));
+  TRY(GET_SHAPE(k->ort)(value, &shape));
+  Status *status = GET_RANK(k->ort)(shape, &t->rank);
+  if (!status && (t->rank == 0 || t->rank > MOST_AXES)) status = refuse(k, "mbexport: an input has no or too many axes");
+  if (!status) status = GET_SIZES(k->ort)(shape, t->sizes, t->rank);
+  RELEASE_SHAPE(k->ort)(shape);
+  if (status) return status;
+  t->rows = 1;
+  for (size_t axis = 0; axis + 1 < t->rank; axis++) t->rows *= t->sizes[axis];
+  t->width = t->sizes[t->rank - 1];
+  t->count = t->rows * t->width;
+  return NULL;
+}
+
+static Status *get_output(const Kernel *k, Context *context, size_t number, const int64_t *sizes, size_t rank,
+                          void *data) {
+  Value *value;
+  TRY(GET_OUTPUT(k->ort)(context, number, sizes, rank, &value));
+  return GET_DATA(k->ort)(value, data);
+}
+
+static int same_shape(const Tensor *a, const Tensor *b) {
+  return a->rank == b->rank && !memcmp(a->sizes, b->sizes, a->rank * sizeof *a->sizes);
+}
+
+static Status *in_parallel(const Kernel *k, const Context *context, void (*task)(void *, size_t), int64_t tasks,
+                           void *data) {
+  return tasks ? PARALLEL_FOR(k->ort)(context, task, (size_t)tasks, 0, data) : NULL;
+}
+
+static int64_t portions(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+static int64_t end_of(size_t task, int64_t each, int64_t count) {
+  int64_t end = ((int64_t)task + 1) * each;
+  return end < count ? end : count;
+}
+
+static void rotate_task(void *data, size_t task) {
+  const struct attention *a = data;
+  int64_t end = end_of(task, KEYS_OF_A_TASK, a->batch * a->length);
+  for (int64_t i = (int64_t)task * KEYS_OF_A_TASK; i < end; i++) active->rotate_keys(a, i);
+}
+
+static void attend_task(void *data, size_t task) { active->attend(data, (int64_t)task); }
+
+static Status *attention(void *kernel, Context *context) {
+  const Kernel *k = kernel;
+  Tensor q, keys, values, cosines, sines, real;
+  Tensor *inputs[] = {&q, &keys, &values, &cosines, &sines, &real};
+  for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) TRY(get_input(k, context, i, inputs[i]));
+  int64_t head = k->heads > 0 && q.width % k->heads == 0 ? q.width / k->heads : 0;
+  if (q.rank != 3 || !same_shape(&q, &keys) || !same_shape(&q, &values))
+    return refuse(k, "mbexport: queries, keys and values must be [batch, sequence, hidden] alike");
+  if (head <= 0 || head % HEAD_STEP || head > WIDEST_HEAD)
+    return refuse(k, "mbexport: heads must be 32, 64, 96 or 128 wide");
+  if (cosines.rank != 2 || !same_shape(&cosines, &sines) || cosines.width != head / 2 || cosines.rows < q.sizes[1])
+    return refuse(k, "mbexport: cosines and sines must be [positions, half a head], for as many positions as tokens");
+  if (real.rank != 2 || real.sizes[0] != q.sizes[0] || real.sizes[1] != q.sizes[1])
+    return refuse(k, "mbexport: the mask must be [batch, sequence]");
+  struct attention a = {
+      .queries = q.data, .keys = keys.data, .values = values.data,
+      .cosines = cosines.data, .sines = sines.data, .real = real.data,
+      .batch = q.sizes[0], .length = q.sizes[1], .heads = k->heads, .head = head,
+      .reach = k->reach, .scale = k->scale,
+  };
+  TRY(get_output(k, context, 0, q.sizes, q.rank, &a.out));
+  if (q.count == 0) return NULL;
+  a.rotated = k->allocator->allocate(k->allocator, (size_t)q.count * sizeof(float));
+  if (!a.rotated) return CREATE_STATUS(k->ort)(OUT_OF_MEMORY, "mbexport: no memory for the rotated keys");
+  Status *status = in_parallel(k, context, rotate_task, portions(a.batch * a.length, KEYS_OF_A_TASK), &a);
+  if (!status) status = in_parallel(k, context, attend_task, attention_tasks(&a), &a);
+  k->allocator->release(k->allocator, a.rotated);
+  return status;
+}
+
+static void norm_task(void *data, size_t task) {
+  const struct norm *n = data;
+  int64_t end = end_of(task, ROWS_OF_A_TASK, n->rows);
+  for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) active->add_norm(n, i);
+}
+
+static Status *add_norm(void *kernel, Context *context) {
+  const Kernel *k = kernel;
+  Tensor x, update, weight;
+  TRY(get_input(k, context, 0, &x));
+  TRY(get_input(k, context, 1, &update));
+  TRY(get_input(k, context, 2, &weight));
+  if (!same_shape(&x, &update) || weight.count != x.width || x.width % WIDTH_STEP)
+    return refuse(k, "mbexport: both summands must be alike, their width a multiple of 16 and the weight's");
+  struct norm n = {.x = x.data, .update = update.data, .weight = weight.data,
+                   .rows = x.rows, .width = x.width, .epsilon = k->epsilon};
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &n.sum));
+  TRY(get_output(k, context, 1, x.sizes, x.rank, &n.normed));
+  return in_parallel(k, context, norm_task, portions(n.rows, ROWS_OF_A_TASK), &n);
+}
+
+static void gate_task(void *data, size_t task) {
+  const struct gated *g = data;
+  active->gate(g, (int64_t)task * NUMBERS_OF_A_TASK, end_of(task, NUMBERS_OF_A_TASK, g->count));
+}
+
+static Status *gated_gelu(void *kernel, Context *context) {
+  const Kernel *k = kernel;
+  Tensor x, gate;
+  TRY(get_input(k, context, 0, &x));
+  TRY(get_input(k, context, 1, &gate));
+  if (!same_shape(&x, &gate) || x.width % WIDTH_STEP)
+    return refuse(k, "mbexport: value and gate must be alike, their width a multiple of 16");
+  struct gated g = {.x = x.data, .gate = gate.data, .count = x.count};
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &g.out));
+  return in_parallel(k, context, gate_task, portions(g.count, NUMBERS_OF_A_TASK), &g);
+}
+
+static void codes_task(void *data, size_t task) {
+  const struct codes *e = data;
+  int64_t end = end_of(task, ROWS_OF_A_TASK, e->rows);
+  for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) active->encode_row(e, i);
+}
+
+static Status *codes_of_rows(void *kernel, Context *context) {
+  const Kernel *k = kernel;
+  Tensor x;
+  TRY(get_input(k, context, 0, &x));
+  if (x.width % WIDTH_STEP) return refuse(k, "mbexport: rows must be a multiple of 16 wide");
+  struct codes e = {.x = x.data, .rows = x.rows, .width = x.width, .levels = k->levels};
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &e.out));
+  x.sizes[x.rank - 1] = 1;
+  TRY(get_output(k, context, 1, x.sizes, x.rank, &e.largest));
+  return in_parallel(k, context, codes_task, portions(e.rows, ROWS_OF_A_TASK), &e);
+}
+
+/* What the functions compute once for all layers, and attention here does not read: empty tensors. */
+static Status *nothing(void *kernel, Context *context, size_t outputs) {
+  int64_t none = 0;
+  void *data;
+  for (size_t i = 0; i < outputs; i++) TRY(get_output(kernel, context, i, &none, 1, &data));
+  return NULL;
+}
+static Status *local_windows(void *kernel, Context *context) { return nothing(kernel, context, 8); }
+static Status *sighted_windows(void *kernel, Context *context) { return nothing(kernel, context, 10); }
+static Status *global_mask(void *kernel, Context *context) { return nothing(kernel, context, 5); }
+
+static const Definition *definition(const Operator *o) { return (const Definition *)o; }
+static const char *name(const Operator *o) { return definition(o)->name; }
+static const char *provider(const Operator *o) { return (void)o, NULL; }
+static int default_memory(const Operator *o, size_t i) { return (void)o, (void)i, 0; }
+static int one(const Operator *o) { return (void)o, 1; }
+static ElementType type(char letter) {
+  return letter == 'f' ? FLOAT : letter == 'b' ? BOOL : letter == 'i' ? INT64 : letter == 'u' ? UINT8 : ANY_TYPE;
+}
+static ElementType input_type(const Operator *o, size_t i) { return type(definition(o)->inputs[i]); }
+static size_t input_count(const Operator *o) { return strlen(definition(o)->inputs); }
+static ElementType output_type(const Operator *o, size_t i) { return type(definition(o)->outputs[i]); }
+static size_t output_count(const Operator *o) { return strlen(definition(o)->outputs); }
+static Presence input_presence(const Operator *o, size_t i) {
+  return i < definition(o)->least_inputs ? REQUIRED : OPTIONAL;
+}
+static Presence output_presence(const Operator *o, size_t i) {
+  return i < definition(o)->least_outputs ? REQUIRED : OPTIONAL;
+}
+
+static Status *read_attributes(Kernel *k, const char *letters, const Info *info) {
+  for (; *letters; letters++) {
+    switch (*letters) {
+      case 'h': TRY(GET_INT(k->ort)(info, "heads", &k->heads)); break;
+      case 'r': TRY(GET_INT(k->ort)(info, "reach", &k->reach)); break;
+      case 's': TRY(GET_FLOAT(k->ort)(info, "scale", &k->scale)); break;
+      case 'e': TRY(GET_FLOAT(k->ort)(info, "epsilon", &k->epsilon)); break;
+      default: TRY(GET_FLOAT(k->ort)(info, "levels", &k->levels));
+    }
+  }
+  return GET_ALLOCATOR(k->ort)(info, 0, &k->allocator);
+}
+
+static Status *create(const Operator *o, Interface ort, const Info *info, void **kernel) {
+  Kernel *k = calloc(1, sizeof *k);
+  if (!k) return CREATE_STATUS(ort)(OUT_OF_MEMORY, "mbexport: no memory for an operator");
+  k->ort = ort;
+  k->reach = -1;
+  Status *status = read_attributes(k, definition(o)->attributes, info);
+  if (status)
+    free(k);
+  else
+    *kernel = k;
+  return status;
+}
+
+#define DEFINE(name_, inputs_, least_inputs_, outputs_, least_outputs_, attributes_, compute_)                       \
+  {.operator= {.version = INTERFACE_VERSION, .name = name, .provider = provider, .input_type = input_type,           \
+               .input_count = input_count, .output_type = output_type, .output_count = output_count, .destroy = free, \
+               .input_presence = input_presence, .output_presence = output_presence, .input_memory = default_memory, \
+               .variadic_input_minimum = one, .variadic_input_homogeneous = one, .variadic_output_minimum = one,     \
+               .variadic_output_homogeneous = one, .create = create, .compute = compute_},                           \
+   .name = name_, .inputs = inputs_, .least_inputs = least_inputs_, .outputs = outputs_,                             \
+   .least_outputs = least_outputs_, .attributes = attributes_}
+
+static const Definition definitions[] = {
+    DEFINE("LocalAttention", "fffffb**********", 14, "f", 1, "hrs", attention),
+    DEFINE("GlobalAttention", "fffffb*****", 11, "f", 1, "hs", attention),
+    DEFINE("LocalWindows", "b", 1, "iifiiibi", 8, "", local_windows),
+    DEFINE("SightedWindows", "b", 1, "iifiiibibb", 10, "", sighted_windows),
+    DEFINE("GlobalMask", "b", 1, "bbfff", 5, "", global_mask),
+    DEFINE("AddNorm", "fff", 3, "ff", 2, "e", add_norm),
+    DEFINE("GatedGelu", "ff", 2, "f", 1, "", gated_gelu),
+    DEFINE("CodesOfRows", "f", 1, "uf", 2, "l", codes_of_rows),
+};
+
+/* Chooses by name, or the best for this CPU where that is NULL; what is chosen, NULL where this CPU has neither. */
+EXPORTED const char *mbexport_choose_kernels(const char *name_) {
+  __builtin_cpu_init();
+  const struct kernels *found = NULL;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found = &avx2_kernels;
+  if (found && __builtin_cpu_supports("avx512f") && !(name_ && !strcmp(name_, avx2_kernels.name)))
+    found = &avx512_kernels;
+  if (found && name_ && strcmp(name_, found->name)) return NULL;
+  if (found) active = found;
+  return found ? found->name : NULL;
+}
+
+/* What ONNX Runtime calls when a session's options name this library. */
+EXPORTED Status *RegisterCustomOps(Options *options, const InterfaceBase *base) {
+  Interface ort = base->get(INTERFACE_VERSION);
+  Domain *domain;
+  if (!ort) return NULL; /* before 1.17: that release has said so */
+  if (!active && !mbexport_choose_kernels(NULL))
+    return CREATE_STATUS(ort)(INVALID_ARGUMENT, "mbexport: this CPU has no AVX2");
+  TRY(CREATE_DOMAIN(ort)("mbexport", &domain)); /* lives as long as the process, as sessions may */
+  for (size_t i = 0; i < sizeof definitions / sizeof *definitions; i++)
+    TRY(ADD_TO_DOMAIN(ort)(domain, &definitions[i].operator));
+  return ADD_DOMAIN(ort)(options, domain);
+}

@@ -1,0 +1,306 @@
+"""mbexport's kernels against their definitions in float64, and graphs with them against the same graphs without."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+from mbexport.errors import InputError
+from mbexport.runtime import kernels as module
+from mbexport.runtime.backends.ort import OnnxRuntimeBackend, session_options
+from mbexport.runtime.kernels import NAMES, VARIABLE, kernels
+
+Array = npt.NDArray[Any]
+TYPES = {"float32": TensorProto.FLOAT, "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+PLAN = 8  # inputs of LocalAttention that the kernel does not read
+HEADS = 2
+
+
+def usable() -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        best = kernels().name
+    return [] if best is None else list(NAMES[NAMES.index(best) :])
+
+
+@pytest.fixture(params=NAMES)
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param not in usable():
+        pytest.skip(f"{request.param}: {kernels()}")
+    monkeypatch.setenv(VARIABLE, request.param)
+    yield request.param
+    monkeypatch.undo()
+    kernels()
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no kernels for this system")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_they_were_built() -> None:
+    """Or else the tests below were skipped without a word."""
+    assert usable()
+
+
+def compute(operator: str, inputs: list[Array], outputs: list[str], **attributes: float) -> list[Array]:
+    """One node of the domain, alone; ``outputs`` are element types."""
+    names = [f"in{number}" for number in range(len(inputs))]
+    results = [f"out{number}" for number in range(len(outputs))]
+    node = onnx.helper.make_node(operator, names, results, domain="mbexport", **attributes)
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [
+            onnx.helper.make_tensor_value_info(name, TYPES[str(x.dtype)], [None] * x.ndim)
+            for name, x in zip(names, inputs, strict=True)
+        ],
+        [
+            onnx.helper.make_tensor_value_info(name, TYPES[kind], None)
+            for name, kind in zip(results, outputs, strict=True)
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("mbexport", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = session_options(as_written=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
+    return found
+
+
+def attention_inputs(batch: int, length: int, head: int, seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    q, k, v = rng.standard_normal((3, batch, length, HEADS * head)).astype(np.float32) * 2
+    angles = np.arange(length + 3)[:, None] * 100.0 ** -(np.arange(head // 2) / (head // 2))
+    real = rng.random((batch, length)) < 0.7
+    return [q, k, v, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32), real]
+
+
+def attend(inputs: list[Array], reach: int) -> Array:
+    """By definition, in float64."""
+    q, k, v = (x.astype(np.float64).reshape(*x.shape[:2], HEADS, -1).swapaxes(1, 2) for x in inputs[:3])
+    length, half = q.shape[2], q.shape[3] // 2
+    cos, sin = (np.concatenate([x[:length]] * 2, axis=-1).astype(np.float64) for x in inputs[3:5])
+    q, k = (x * cos + np.concatenate([-x[..., half:], x[..., :half]], axis=-1) * sin for x in (q, k))
+    places = np.arange(length)
+    near = np.abs(places[:, None] - places) <= (length if reach < 0 else reach)
+    seen = near & inputs[5][:, None, None, :]
+    scores = np.where(seen, q @ k.swapaxes(-1, -2) / math.sqrt(2 * half), -1e300)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))  # equal where nothing is seen
+    out = shares / shares.sum(axis=-1, keepdims=True) @ v
+    return out.swapaxes(1, 2).reshape(inputs[0].shape)
+
+
+def local(inputs: list[Array], reach: int, head: int) -> Array:
+    plan = [np.zeros(0, np.float32)] * PLAN
+    return compute("LocalAttention", [*inputs, *plan], ["float32"], heads=HEADS, reach=reach, scale=head**-0.5)[0]
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("head", [32, 64, 96, 128])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 47, 48, 49, 66, 130, 193, 400])
+def test_attention_is_as_defined(length: int, head: int) -> None:
+    inputs = attention_inputs(2, length, head)
+    for reach in (0, 1, 64, 65):
+        assert np.abs(local(inputs, reach, head) - attend(inputs, reach)).max() < 2e-5, reach
+    plan = [np.zeros(0, np.float32)] * 5
+    found = compute("GlobalAttention", [*inputs, *plan], ["float32"], heads=HEADS, scale=head**-0.5)[0]
+    assert np.abs(found - attend(inputs, -1)).max() < 2e-5
+    if length > 66:  # the control: a window off by one is seen
+        assert np.abs(local(inputs, 64, head) - attend(inputs, 65)).max() > 1e-3
+
+
+@pytest.mark.usefixtures("chosen")
+def test_queries_that_see_no_key_take_the_mean_of_all_values() -> None:
+    inputs = attention_inputs(2, 200, 64)
+    inputs[5][0] = np.arange(200) >= 150
+    inputs[5][1] = False
+    found = local(inputs, 64, 64)
+    assert np.abs(found - attend(inputs, 64)).max() < 2e-5
+    assert np.abs(found[1] - inputs[2][1].mean(axis=0)).max() < 1e-5
+
+
+@pytest.mark.usefixtures("chosen")
+def test_attention_says_what_is_not_a_number() -> None:
+    clean = attention_inputs(2, 100, 64)
+    clean[5][:] = True
+    for which, value in ((0, np.nan), (1, np.nan), (2, np.nan), (0, np.inf), (2, np.inf)):
+        inputs = [x.copy() for x in clean]
+        inputs[which][0, 50, 3] = value
+        found = local(inputs, 64, 64)
+        assert not np.isfinite(found[0, 50]).all()
+        assert np.array_equal(found[1], local(clean, 64, 64)[1])  # the other text is as it was
+
+
+@pytest.mark.usefixtures("chosen")
+def test_scores_far_apart_stay_finite() -> None:
+    inputs = attention_inputs(1, 300, 64)
+    inputs[0] *= 1e4
+    found = local(inputs, 64, 64)
+    assert np.isfinite(found).all()
+    assert np.abs(found - attend(inputs, 64)).max() < 0.2  # scores of 1e5 are exact to 1e-2
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("shape", [(1, 1, 16), (3, 7, 768), (2, 5, 1152)])
+def test_sum_and_norm_are_as_defined(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, update = rng.standard_normal((2, *shape)).astype(np.float32) * 3 + 1
+    weight = rng.standard_normal(shape[-1]).astype(np.float32)
+    total, normed = compute("AddNorm", [x, update, weight], ["float32"] * 2, epsilon=1e-5)
+    exact = x.astype(np.float64) + update
+    centred = exact - exact.mean(axis=-1, keepdims=True)
+    assert np.array_equal(total, x + update)
+    wanted = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+    assert np.abs(normed - wanted).max() < 1e-5
+    assert np.abs(normed + weight - wanted).max() > 1e-2  # the control
+
+
+@pytest.mark.usefixtures("chosen")
+def test_gelu_is_as_defined_everywhere() -> None:
+    x = np.concatenate([np.linspace(-12, 12, 40_000), 10.0 ** np.arange(-30, 30), -(10.0 ** np.arange(-30, 30))])
+    x = np.resize(x, (5, 8032)).astype(np.float32)
+    gate = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    found = compute("GatedGelu", [x, gate], ["float32"])[0]
+    erf = np.vectorize(math.erf)(x.astype(np.float64) / math.sqrt(2))
+    wanted = 0.5 * x.astype(np.float64) * (1 + erf) * gate
+    assert (np.abs(found - wanted) <= 3e-7 * np.maximum(1, np.abs(x * gate))).all()
+    assert not (np.abs(found - wanted * 1.00001) <= 3e-7 * np.maximum(1, np.abs(x * gate))).all()  # the control
+    odd = np.array([[np.nan, np.inf, -np.inf, 0] * 4], np.float32)
+    found = compute("GatedGelu", [odd, np.ones_like(odd)], ["float32"])[0][0, :4]
+    assert np.isnan(found[0])
+    assert found[1] == np.inf
+    assert found[3] == 0
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("levels", [127.0, 63.0])
+def test_codes_are_as_defined(levels: float) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 9, 48)).astype(np.float32)
+    x[0, 0] = 0
+    x[0, 1] *= 1e20
+    codes, largest = compute("CodesOfRows", [x], ["uint8", "float32"], levels=levels)
+    wanted = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30))
+    assert np.array_equal(largest, wanted)
+    assert np.abs(codes - (x.astype(np.float64) / wanted * levels + levels + 1)).max() <= 0.5 + 1e-4
+    assert codes.max() == 2 * levels + 1 or codes.min() == 1
+    x[1, 3, 5] = np.nan
+    x[1, 4, 5] = -np.inf
+    largest = compute("CodesOfRows", [x], ["uint8", "float32"], levels=levels)[1]
+    assert (~np.isfinite(largest[..., 0])).nonzero()[1].tolist() == [3, 4]
+
+
+def refused(operator: str, inputs: list[Array], outputs: list[str], says: str, **attributes: float) -> None:
+    with pytest.raises(Exception, match=says):
+        compute(operator, inputs, outputs, **attributes)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    good, plan = attention_inputs(2, 20, 64), [np.zeros(0, np.float32)] * PLAN
+    local(good, 64, 64)
+
+    def attention(says: str, heads: int = HEADS, **changed: Array) -> None:
+        names = ("q", "k", "v", "cos", "sin", "real")
+        inputs = [changed.get(name, x) for name, x in zip(names, good, strict=True)]
+        refused("LocalAttention", [*inputs, *plan], ["float32"], says, heads=heads, reach=64, scale=0.1)
+
+    attention("must be .batch, sequence, hidden. alike", k=good[1][:, :10])
+    attention("must be .batch, sequence, hidden. alike", v=good[2][:1])
+    attention("wide", heads=0)
+    attention("wide", heads=-2)
+    attention("wide", heads=8)
+    attention("as many positions as tokens", cos=good[3][:19], sin=good[4][:19])
+    attention("as many positions as tokens", cos=good[3][:, :16], sin=good[4][:, :16])
+    attention("as many positions as tokens", sin=good[4][:21])
+    attention("the mask must be", real=good[5][:, :19])
+    attention("axes", real=np.zeros((2, 20, 1, 1, 1), bool))
+    x, w = np.zeros((2, 16), np.float32), np.zeros(16, np.float32)
+    refused("AddNorm", [x, x[:1], w], ["float32"] * 2, "alike", epsilon=1e-5)
+    refused("AddNorm", [x, x, w[:8]], ["float32"] * 2, "alike", epsilon=1e-5)
+    refused("AddNorm", [x[:, :8], x[:, :8], w[:8]], ["float32"] * 2, "multiple of 16", epsilon=1e-5)
+    refused("GatedGelu", [x, x[:1]], ["float32"], "alike")
+    refused("GatedGelu", [x[:, :8], x[:, :8]], ["float32"], "multiple of 16")
+    refused("CodesOfRows", [x[:, :8]], ["uint8", "float32"], "multiple of 16", levels=127.0)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_nothing_gives_nothing() -> None:
+    assert (
+        local([x[:0] if x.ndim == 3 or x.dtype == bool else x for x in attention_inputs(2, 20, 64)], 64, 64).size == 0
+    )
+    empty = np.zeros((0, 16), np.float32)
+    assert compute("GatedGelu", [empty, empty], ["float32"])[0].shape == (0, 16)
+
+
+def logits(graph: Path, ids: Array, mask: Array) -> Array:
+    return OnnxRuntimeBackend(graph, 2, as_written=True).run(ids, mask)["logits"]
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("length", [1, 65, 66, 130, 300, 1100])
+def test_graphs_answer_as_without_kernels(length: int, example_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(length)
+    ids, mask = rng.integers(5, 1000, (3, length)), np.ones((3, length), np.int64)
+    mask[1, length // 2 + 1 :] = 0
+    mask[2, : length // 3] = 0
+    graph = example_bundle / "onnx/model_ort.onnx"
+    with_kernels = logits(graph, ids, mask)
+    monkeypatch.setenv(VARIABLE, "off")
+    without = logits(graph, ids, mask)
+    assert np.abs(with_kernels - without).max() < 2e-5 * np.abs(without).max()
+    if length > 2:
+        assert np.abs(with_kernels - logits(graph, ids, np.ones_like(mask))).max() > 1e-3  # the control
+
+
+@pytest.mark.usefixtures("chosen")
+def test_a_graph_of_every_bundle_calls_the_kernels(example_bundle: Path, tmp_path: Path) -> None:
+    """What ONNX Runtime computes, by its own record: no node of a function's body."""
+    options = session_options(as_written=True)
+    options.optimized_model_filepath = str(tmp_path / "resolved.onnx")
+    onnxruntime.InferenceSession(str(example_bundle / "onnx/model_ort.onnx"), options)
+    nodes = onnx.load(tmp_path / "resolved.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    counts = {kind: kinds.count(kind) for kind in ("LocalAttention", "GlobalAttention", "AddNorm", "GatedGelu")}
+    assert counts == {"LocalAttention": 4, "GlobalAttention": 2, "AddNorm": 12, "GatedGelu": 6}
+    assert not {"Attention", "MultiHeadAttention", "RotaryEmbedding", "If"} & set(kinds)
+
+
+def test_what_is_chosen_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "off")
+    assert str(kernels()) == "none: MBEXPORT_KERNELS is off"
+    assert kernels().library is None
+    monkeypatch.setenv(VARIABLE, "SSE")
+    with pytest.raises(InputError, match="MBEXPORT_KERNELS is 'SSE', expected auto, AVX-512, AVX2 or off"):
+        kernels()
+    monkeypatch.setattr(module, "LIBRARY", Path("nowhere.so"))
+    module._library.cache_clear()
+    try:
+        monkeypatch.setenv(VARIABLE, "AVX2")
+        with pytest.raises(InputError, match="MBEXPORT_KERNELS is AVX2, and there is none: mbexport was built without"):
+            kernels()
+        monkeypatch.delenv(VARIABLE)
+        assert "C compiler" in str(kernels())
+    finally:
+        module._library.cache_clear()
+
+
+def test_a_damaged_library_is_passed_over_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kernels.so").write_bytes(b"no library")
+    monkeypatch.setattr(module, "LIBRARY", tmp_path / "kernels.so")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    module._library.cache_clear()
+    try:
+        assert kernels().name is None
+        assert "kernels.so cannot be loaded" in str(kernels())
+    finally:
+        module._library.cache_clear()
