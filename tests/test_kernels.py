@@ -17,10 +17,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
+from mbexport import export_onnx
 from mbexport.errors import InputError
 from mbexport.runtime import kernels as module
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend, session_options
 from mbexport.runtime.kernels import NAMES, VARIABLE, kernels
+from tests.checkpoints import save_checkpoint
+from tests.int8 import add_int8
 
 Array = npt.NDArray[Any]
 TYPES = {"float32": TensorProto.FLOAT, "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
@@ -273,6 +276,30 @@ def test_a_graph_of_every_bundle_calls_the_kernels(example_bundle: Path, tmp_pat
     counts = {kind: kinds.count(kind) for kind in ("LocalAttention", "GlobalAttention", "AddNorm", "GatedGelu")}
     assert counts == {"LocalAttention": 4, "GlobalAttention": 2, "AddNorm": 12, "GatedGelu": 6}
     assert not {"Attention", "MultiHeadAttention", "RotaryEmbedding", "If"} & set(kinds)
+
+
+@pytest.mark.parametrize(
+    "config", [{"intermediate_size": 40, "vocab_size": 8192}, {"num_attention_heads": 4}, {"norm_bias": True}], ids=str
+)
+def test_sizes_without_kernels_go_without(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In FP32 and in INT8; what has kernels, has them."""
+    export_onnx(save_checkpoint(tmp_path / "checkpoint", **config), tmp_path / "bundle")
+    shutil.copy("examples/news_topics/checkpoint/tokenizer.json", tmp_path / "bundle")
+    graphs = [tmp_path / "bundle/onnx/model_ort.onnx"]
+    if "intermediate_size" in config:
+        add_int8(tmp_path / "bundle", "model_int8.onnx")
+        graphs.append(tmp_path / "bundle/onnx/model_int8.onnx")
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(5, 50, (2, 150)), np.ones((2, 150), np.int64)
+    mask[0, 100:] = 0
+    for graph in graphs:
+        monkeypatch.delenv(VARIABLE, raising=False)
+        with_kernels = logits(graph, ids, mask)
+        monkeypatch.setenv(VARIABLE, "off")
+        without = logits(graph, ids, mask)
+        assert np.abs(with_kernels - without).max() < 1e-3 * np.abs(without).max()
 
 
 def test_what_is_chosen_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from mbexport.bench.plan import own_contenders
 from mbexport.bench.run import Plan, run_bench
 from mbexport.bench.workloads import Maker
 from mbexport.runtime.cpu_limit import available_cores
+from mbexport.runtime.kernels import OFF
 
 SHAPES, ROUNDS = ("1x128", "1x512", "8x128"), 15
 OPTIMUM = Path("build/peers/base/optimum/model.onnx")  # made by make bench
@@ -74,6 +75,7 @@ def _contenders(bundle: Path, work: Path, python: Path, say: Say) -> list[Conten
     for note in notes:
         say(note)
     found = [dataclasses.replace(contender, allowed_error=ANY_ERROR, doubt=None) for contender in own]
+    found += [dataclasses.replace(each, name=f"{each.name}, without kernels", kernels=OFF) for each in found]
     found += [Contender(f"{kind}, FP32", kind, str(portable), threads) for kind in int8]
     if OPTIMUM.exists():
         found += [Contender(f"{kind}, FP32, optimum", kind, str(OPTIMUM), threads) for kind in int8]

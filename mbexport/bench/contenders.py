@@ -32,7 +32,8 @@ class Contender:
     ``kind``: one of PACKAGES. ``path``: a bundle (mbexport), an ONNX file (onnxruntime,
     openvino) or a checkpoint directory (torch-*). ``threads``: cores of one call. ``allowed_error``:
     share of the first contender's spread that its answers may differ by. ``doubt``: why its answers
-    count as wrong however close they are. ``graph``: of a bundle, the file that runs padded rows.
+    count as wrong however close they are. ``graph``: of a bundle, the file that runs padded rows. ``kernels``: what its
+    process has in MBEXPORT_KERNELS; None for what this one has.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Contender:
     allowed_error: float = LARGEST_ERROR
     doubt: str | None = None
     graph: str = FUSED_GRAPH
+    kernels: str | None = None
 
     def on_padded_rows(self) -> Contender:
         """What runs a workload that is padded for all: mbexport's own runtime never pads, so its graph file does."""

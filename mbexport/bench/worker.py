@@ -62,6 +62,8 @@ class Worker:
             Tokenizer.from_file(tokenizer)
         from mbexport.bench.engines import ENGINES
 
+        if contender["kernels"] is not None:
+            os.environ["MBEXPORT_KERNELS"] = contender["kernels"]
         self._engine = ENGINES[contender["kind"]](Contender(**contender))
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "versions": {name: version(name) for name in self._engine.packages}}

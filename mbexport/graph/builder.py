@@ -16,7 +16,8 @@ from mbexport.errors import GraphError
 
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-FUNCTIONS = "mbexport"  # the domain of what a graph defines itself, of which mbexport/native has kernels
+FUNCTIONS = "mbexport"  # the domain of what a graph defines itself, of which mbexport/native has kernels,
+WIDTH_STEP = 16  # for rows of a multiple of this
 TAPS = "mbexport.taps"  # the key of a model's metadata: JSON, a value's name by the module that it is the result of
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.errors import GraphError
-from mbexport.graph.builder import MICROSOFT, GraphBuilder
+from mbexport.graph.builder import MICROSOFT, WIDTH_STEP, GraphBuilder
 from mbexport.graph.dialect import PlainBlocks
 from mbexport.graph.layers import activation
 from mbexport.graph.products import IntegerProducts, Products
@@ -36,8 +36,7 @@ from mbexport.graph.windows import (
 MASK_CHANNEL = -1e30
 LONGEST_WITH_SCORES = 1024  # tokens; global attention beyond holds no [sequence, sequence] tensor
 SIZES = BlockSizes(queries=64, most_alone=256)  # measured; benchmarks/NOTES.md has the figures
-HEAD_SIZES = (32, 64, 96, 128)  # that the library has kernels for, and
-WIDTH_STEP = 16  # rows of a multiple of this
+HEAD_SIZES = (32, 64, 96, 128)  # that the library has kernels for
 ADD_NORM = "AddNorm"  # the function that adds to the residual stream and normalizes it
 
 Values = Sequence[ir.Value]

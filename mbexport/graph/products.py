@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mbexport.checkpoint.weights import EMBEDDINGS
-from mbexport.graph.builder import MICROSOFT, GraphBuilder, element_type
+from mbexport.graph.builder import MICROSOFT, WIDTH_STEP, GraphBuilder, element_type
 from mbexport.graph.layers import EMBEDDING_SCALES, biased, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
@@ -90,12 +90,12 @@ class IntegerProducts(Products):
             return entered
         name = site.name.rpartition(".")[-1]
         if not b.has_weight(f"{site.name}.step"):
-            return self._by_row(entered.value, name)
+            return self._by_row(entered.value, _sizes(b.weight(f"{site.matrices[0]}.weight"))[0], name)
         step = b.weight(f"{site.name}.step")
         return Entered(self._codes(entered.value, step, name), step)
 
-    def _by_row(self, x: ir.Value, name: str) -> Entered:
-        """Each token's numbers by its largest magnitude; x [..., in]."""
+    def _by_row(self, x: ir.Value, width: int, name: str) -> Entered:
+        """Each token's numbers by its largest magnitude; x [..., width]."""
         b = self._b
 
         def body(x: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -105,7 +105,10 @@ class IntegerProducts(Products):
             within = b.op("Div", x, largest, name=f"{name}_within")  # [-1, 1]
             return self._codes(within, self._step(), name), largest
 
-        codes, largest = b.call("CodesOfRows", x, body=body, name=f"{name}_codes", levels=float(self._levels))
+        if width % WIDTH_STEP:
+            codes, largest = body(x)
+        else:
+            codes, largest = b.call("CodesOfRows", x, body=body, name=f"{name}_of_rows", levels=float(self._levels))
         return Entered(codes, self._step(), largest)
 
     def _step(self) -> ir.Value:
@@ -136,11 +139,16 @@ class IntegerProducts(Products):
         b, table = self._b, self._b.weight(EMBEDDINGS)
         if element_type(table) != ir.DataType.INT8:
             return super().tied(rows, last)
-        x, scales = self._by_row(rows, "tied"), b.weight(EMBEDDING_SCALES)
-        assert table.shape is not None
-        zeros = b.constant("tied_zeros", np.zeros(table.shape.numpy()[0], np.int8))
+        vocabulary, width = _sizes(table)
+        x, scales = self._by_row(rows, width, "tied"), b.weight(EMBEDDING_SCALES)
+        zeros = b.constant("tied_zeros", np.zeros(vocabulary, np.int8))
         y = b.op("QGemm", x.value, x.step, self._zero(), table, scales, zeros, name="tied", domain=MICROSOFT, transB=1)
         return biased(b, b.op("Mul", y, x.rows, name="tied_by_row"), last, name="tied")
+
+
+def _sizes(weight: ir.Value) -> tuple[int, ...]:
+    assert weight.shape is not None
+    return weight.shape.numpy()
 
 
 def most_code(activation_bits: int) -> int:

@@ -39,7 +39,6 @@ typedef enum { INVALID_ARGUMENT = 2, OUT_OF_MEMORY = 6 } ErrorCode; /* it calls 
 #define ADD_TO_DOMAIN(i) ENTRY(i, 27, Status *, Domain *, const struct Operator *)
 #define ADD_DOMAIN(i) ENTRY(i, 28, Status *, Options *, Domain *)
 #define GET_DATA(i) ENTRY(i, 51, Status *, Value *, void **)
-#define GET_ELEMENT_TYPE(i) ENTRY(i, 60, Status *, const Shape *, ElementType *)
 #define GET_RANK(i) ENTRY(i, 61, Status *, const Shape *, size_t *)
 #define GET_SIZES(i) ENTRY(i, 62, Status *, const Shape *, int64_t *, size_t)
 #define GET_SHAPE(i) ENTRY(i, 65, Status *, const Value *, Shape **)

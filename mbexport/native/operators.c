@@ -3,6 +3,7 @@
    Graphs hold each of them as a function of standard operators, too (mbexport/graph/fused.py, products.py), which ONNX Runtime
    computes where this library is not: what is here computes the same, faster. Nothing is taken on trust: sizes that do
    not fit are an error of the run. */
+#include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -258,16 +259,24 @@ static const Definition definitions[] = {
     DEFINE("CodesOfRows", "f", 1, "uf", 2, "l", codes_of_rows),
 };
 
+/* The widest vectors that the CPU has instructions for and the system saves, in bits: 512, 256 or 0. Not by
+   __builtin_cpu_supports, which knows nothing where the compiler's own library does not set it up. */
+static int widest_vectors(void) {
+  unsigned a, b, c, d, saved, unused;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_OSXSAVE)) return 0;
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2) || (saved & 0x06) != 0x06) return 0;
+  return (b & bit_AVX512F) && (saved & 0xe6) == 0xe6 ? 512 : 256;
+}
+
 /* Chooses by name, or the best for this CPU where that is NULL; what is chosen, NULL where this CPU has neither. */
 EXPORTED const char *mbexport_choose_kernels(const char *name_) {
-  __builtin_cpu_init();
-  const struct kernels *found = NULL;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found = &avx2_kernels;
-  if (found && __builtin_cpu_supports("avx512f") && !(name_ && !strcmp(name_, avx2_kernels.name)))
-    found = &avx512_kernels;
-  if (found && name_ && strcmp(name_, found->name)) return NULL;
-  if (found) active = found;
-  return found ? found->name : NULL;
+  int bits = widest_vectors();
+  const struct kernels *found = bits >= 256 ? &avx2_kernels : NULL;
+  if (bits >= 512 && !(name_ && !strcmp(name_, avx2_kernels.name))) found = &avx512_kernels;
+  if (!found || (name_ && strcmp(name_, found->name))) return NULL;
+  active = found;
+  return found->name;
 }
 
 /* What ONNX Runtime calls when a session's options name this library. */
