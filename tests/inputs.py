@@ -30,14 +30,17 @@ def padded_batch(length: int, vocabulary: int, seed: int = 0) -> tuple[np.ndarra
 def run_graph(bundle: Path, graph: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The first output of a graph of a bundle, with mbexport's kernels, where there are some; they change nothing."""
     inputs = {"input_ids": ids, "attention_mask": mask}
-    answers = [
+    own, others = (
         onnxruntime.InferenceSession(
             str(bundle / graph), session_options(own_kernels=own_kernels), providers=["CPUExecutionProvider"]
         ).run(None, inputs)[0]
         for own_kernels in (True, False)
-    ]
-    assert error(*answers, mask) < 2 * allowed_error(answers[1])
-    return answers[0]
+    )
+    counted = mask == 1 if own.ndim == 3 else ...
+    # a number between two codes may take either of them
+    limit = 0.05 * np.nanmax(np.abs(others)) if "int8" in graph else 2 * allowed_error(others)
+    np.testing.assert_allclose(own[counted], others[counted], rtol=0, atol=limit)  # equal where not finite
+    return own
 
 
 def allowed_error(expected: np.ndarray) -> float:

@@ -136,6 +136,25 @@ struct block {
   float largest[QUERIES], total[QUERIES];
 };
 
+/* The keys, counted from ``start`` on and of ``keys``, that some of [count] queries from ``first`` on may see. */
+struct span {
+  int64_t begin, end;
+};
+
+INLINE struct span in_reach(const struct attention *a, int64_t first, int64_t count, int64_t start, int64_t keys) {
+  struct span s = {0, keys};
+  if (a->reach < 0) return s;
+  int64_t begin = first - a->reach - start, end = first + count + a->reach - start;
+  s.begin = begin < 0 ? 0 : begin > keys ? keys : begin;
+  s.end = end > keys ? keys : end < s.begin ? s.begin : end;
+  return s;
+}
+
+/* Of a vector of queries, and of as many on either side as share a tile of sums with them. */
+INLINE struct span scored(const struct attention *a, int64_t first, int64_t start, int64_t keys) {
+  return in_reach(a, first - SUM_ROWS + 1, LANES + 2 * (SUM_ROWS - 1), start, keys);
+}
+
 /* Scores of keys that a query does not see become -inf; vector ``c`` of the queries, whose first stands at ``first``. */
 INLINE vec mask(const struct attention *a, const uint8_t *real, int64_t key, int64_t first, vec scores) {
   if (!real[key]) return vec_all(-INFINITY);
@@ -149,15 +168,16 @@ INLINE void soften(const struct attention *a, struct block *b, const uint8_t *re
                    int64_t first, int64_t vectors) {
   for (int64_t c = 0; c < vectors; c++) {
     float *scores = b->scores + c * LANES;
+    struct span some = scored(a, first + c * LANES, start, keys);
     vec before = vec_load(b->largest + c * LANES), largest = before;
-    for (int64_t j = 0; j < keys; j++) {
+    for (int64_t j = some.begin; j < some.end; j++) {
       vec x = mask(a, real, start + j, first + c * LANES, vec_load(scores + j * QUERIES));
       vec_store(scores + j * QUERIES, x);
       largest = vec_max(x, largest);
     }
     vec_store(b->largest + c * LANES, largest);
     vec total = vec_all(0);
-    for (int64_t j = 0; j < keys; j++) {
+    for (int64_t j = some.begin; j < some.end; j++) {
       vec x = vec_exp(vec_sub(vec_load(scores + j * QUERIES), largest));
       vec_store(scores + j * QUERIES, x);
       total = vec_add(total, x);
@@ -183,8 +203,26 @@ static void average(const float *values, int64_t length, int64_t stride, int64_t
   }
 }
 
+/* A vector of queries of one head, those behind the last as zeros: rotated, scaled, transposed to [head, QUERIES]. */
+INLINE void rotate_queries(const struct attention *a, const float *queries, int64_t first, float *out) {
+  int64_t half = a->head / 2, hidden = a->heads * a->head, count = a->length - first;
+  float rows[LANES * WIDEST_HEAD];
+  for (int64_t i = 0; i < LANES; i++) {
+    float *row = rows + i * WIDEST_HEAD;
+    const float *cosines = a->cosines + (first + i) * half, *sines = a->sines + (first + i) * half;
+    if (i < count) rotate(queries + i * hidden, cosines, sines, half, a->scale, row);
+    else memset(row, 0, (size_t)a->head * sizeof(float));
+  }
+  for (int64_t d = 0; d < a->head; d += LANES) {
+    vec square[LANES];
+    for (int i = 0; i < LANES; i++) square[i] = vec_load(rows + i * WIDEST_HEAD + d);
+    vec_transpose(square);
+    for (int i = 0; i < LANES; i++) vec_store(out + (d + i) * QUERIES, square[i]);
+  }
+}
+
 static void attend(const struct attention *a, int64_t task) {
-  int64_t blocks = (a->length + QUERIES - 1) / QUERIES, head = a->head, half = head / 2, hidden = a->heads * head;
+  int64_t blocks = (a->length + QUERIES - 1) / QUERIES, head = a->head, hidden = a->heads * head;
   int64_t first = task % blocks * QUERIES, h = task / blocks % a->heads, text = task / blocks / a->heads;
   int64_t count = a->length - first < QUERIES ? a->length - first : QUERIES;
   int64_t vectors = (count + LANES - 1) / LANES;
@@ -195,15 +233,11 @@ static void attend(const struct attention *a, int64_t task) {
   float *out = a->out + (text * a->length + first) * hidden + h * head;
 
   struct block b;
-  memset(b.queries, 0, sizeof b.queries);
-  memset(b.sums, 0, sizeof b.sums);
-  for (int64_t i = 0; i < QUERIES; i++) b.largest[i] = UNSEEN, b.total[i] = 0;
-  for (int64_t i = 0; i < count; i++) {
-    float row[WIDEST_HEAD];
-    int64_t angles = (first + i) * half;
-    rotate(queries + i * hidden, a->cosines + angles, a->sines + angles, half, a->scale, row);
-    for (int64_t d = 0; d < head; d++) b.queries[d * QUERIES + i] = row[d];
+  for (int64_t i = 0; i < QUERIES; i++) {
+    memset(b.sums + i * WIDEST_HEAD, 0, (size_t)head * sizeof(float));
+    b.largest[i] = UNSEEN, b.total[i] = 0;
   }
+  for (int64_t i = 0; i < count; i += LANES) rotate_queries(a, queries + i * hidden, first + i, b.queries + i);
   int64_t begin = 0, end = a->length;
   if (a->reach >= 0) {
     begin = first > a->reach ? first - a->reach : 0;
@@ -212,18 +246,22 @@ static void attend(const struct attention *a, int64_t task) {
   for (int64_t start = begin; start < end; start += KEYS) {
     int64_t some = end - start < KEYS ? end - start : KEYS;
     for (int64_t j = 0; j < some; j += SCORE_ROWS) {
-      int64_t rows = some - j < SCORE_ROWS ? some - j : SCORE_ROWS;
-      score(keys + (start + j) * head, rows, b.queries, head, vectors, b.scores + j * QUERIES);
+      int64_t rows = some - j < SCORE_ROWS ? some - j : SCORE_ROWS, from = 0, to = vectors;
+      while (from < to && scored(a, first + from * LANES, start, some).end <= j) from++;
+      while (from < to && scored(a, first + (to - 1) * LANES, start, some).begin >= j + rows) to--;
+      score(keys + (start + j) * head, rows, b.queries + from * LANES, head, to - from,
+            b.scores + j * QUERIES + from * LANES);
     }
     soften(a, &b, real, start, some, first, vectors);
     for (int64_t i = 0; i < count; i += SUM_ROWS) { /* rows from count on hold anything, and are not written out */
-      const float *shares = b.scores + i, *from = values + start * hidden;
+      struct span seen = in_reach(a, first + i, SUM_ROWS, start, some);
+      const float *shares = b.scores + seen.begin * QUERIES + i, *from = values + (start + seen.begin) * hidden;
       float *sums = b.sums + i * WIDEST_HEAD;
-      int64_t d = 0;
+      int64_t d = 0, seen_keys = seen.end - seen.begin;
 #if LANES == 16
-      for (; d + 64 <= head; d += 64) add_values(shares, from + d, hidden, some, 4, sums + d);
+      for (; d + 64 <= head; d += 64) add_values(shares, from + d, hidden, seen_keys, 4, sums + d);
 #endif
-      for (; d < head; d += 2 * LANES) add_values(shares, from + d, hidden, some, 2, sums + d);
+      for (; d < head; d += 2 * LANES) add_values(shares, from + d, hidden, seen_keys, 2, sums + d);
     }
   }
   for (int64_t i = 0; i < count; i++) {

@@ -36,6 +36,21 @@ static inline vec vec_lane_numbers(void) {
   return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 static inline float vec_sum(vec a) { return _mm512_reduce_add_ps(a); }
+/* Pairs of every four rows done: [4 g + j] holds columns j, 4 + j, 8 + j and 12 + j of rows 4 g to 4 g + 3. */
+static inline void vec_join_quads(vec *rows) {
+  for (int j = 0; j < 4; j++) {
+    vec even = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0x88), odd = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0xdd);
+    vec even2 = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0x88);
+    vec odd2 = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0xdd);
+    rows[j] = _mm512_shuffle_f32x4(even, even2, 0x88);
+    rows[4 + j] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+    rows[8 + j] = _mm512_shuffle_f32x4(even, even2, 0xdd);
+    rows[12 + j] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+  }
+}
+#define UNPACK(half, kind, a, b) _mm512_unpack##half##_##kind(a, b)
+#define AS_PAIRS(a) _mm512_castps_pd(a)
+#define AS_FLOATS(a) _mm512_castpd_ps(a)
 static inline void vec_store_codes(uint8_t *p, vec x) { /* rounds; 0 to 255 */
   _mm_storeu_si128((__m128i *)p, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));
 }
@@ -70,9 +85,32 @@ static inline float vec_sum(vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
+static inline void vec_join_quads(vec *rows) {
+  for (int j = 0; j < 4; j++) {
+    vec low = _mm256_permute2f128_ps(rows[j], rows[4 + j], 0x20);
+    rows[4 + j] = _mm256_permute2f128_ps(rows[j], rows[4 + j], 0x31);
+    rows[j] = low;
+  }
+}
+#define UNPACK(half, kind, a, b) _mm256_unpack##half##_##kind(a, b)
+#define AS_PAIRS(a) _mm256_castps_pd(a)
+#define AS_FLOATS(a) _mm256_castpd_ps(a)
 static inline void vec_store_codes(uint8_t *p, vec x) {
   __m256i whole = _mm256_cvtps_epi32(x);
   __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
 }
 #endif
+
+/* A square of LANES rows becomes its transpose. */
+static inline void vec_transpose(vec *rows) {
+  for (int i = 0; i < LANES; i += 4) {
+    vec a = UNPACK(lo, ps, rows[i], rows[i + 1]), b = UNPACK(lo, ps, rows[i + 2], rows[i + 3]);
+    vec c = UNPACK(hi, ps, rows[i], rows[i + 1]), d = UNPACK(hi, ps, rows[i + 2], rows[i + 3]);
+    rows[i] = AS_FLOATS(UNPACK(lo, pd, AS_PAIRS(a), AS_PAIRS(b)));
+    rows[i + 1] = AS_FLOATS(UNPACK(hi, pd, AS_PAIRS(a), AS_PAIRS(b)));
+    rows[i + 2] = AS_FLOATS(UNPACK(lo, pd, AS_PAIRS(c), AS_PAIRS(d)));
+    rows[i + 3] = AS_FLOATS(UNPACK(hi, pd, AS_PAIRS(c), AS_PAIRS(d)));
+  }
+  vec_join_quads(rows);
+}
