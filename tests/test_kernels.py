@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from mbexport import export_onnx
 from mbexport.errors import InputError
+from mbexport.graph import encoder
 from mbexport.runtime import kernels as module
 from mbexport.runtime.backends.ort import OnnxRuntimeBackend, session_options
 from mbexport.runtime.kernels import NAMES, VARIABLE, kernels
@@ -202,6 +203,54 @@ def test_codes_are_as_defined(levels: float) -> None:
     assert (~np.isfinite(largest[..., 0])).nonzero()[1].tolist() == [3, 4]
 
 
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("by_step", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_codes_of_a_norm_are_as_if_made_apart(scaled: bool, by_step: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, update = rng.standard_normal((2, 3, 11, 64)).astype(np.float32) * 3
+    weight, step = rng.standard_normal(64).astype(np.float32), np.float32(0.013)
+    factors = rng.random((3, 11, 1)).astype(np.float32)
+    name, inputs, kinds = "AddNormCodes", [x, update, weight], ["float32", "float32", "uint8"]
+    given = update
+    if scaled:
+        name, kinds, given = f"Scaled{name}", ["float32", *kinds], update * factors
+        inputs.append(factors)
+    if by_step:
+        inputs.append(np.array(step))
+    else:
+        name, kinds = f"{name}OfRows", [*kinds, "float32"]
+    found = compute(name, inputs, kinds, epsilon=1e-5, levels=127.0)
+    total, normed = compute("AddNorm", [x, given, weight], ["float32"] * 2, epsilon=1e-5)
+    wanted = [given, total, normed] if scaled else [total, normed]
+    if by_step:
+        exact = np.clip(normed.astype(np.float64) / step + 128, 0, 255)
+        assert exact.min() == 0  # both ends are reached
+        assert exact.max() == 255
+        assert np.abs(found[-1] - exact).max() <= 0.5 + 1e-4
+        assert np.abs(found[-1] - np.clip(exact + 1, 0, 255)).max() > 1  # the control
+        found.pop()
+    else:
+        wanted += compute("CodesOfRows", [normed], ["uint8", "float32"], levels=127.0)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_codes_of_a_gated_value_are_as_if_made_apart() -> None:
+    x, gate = np.random.default_rng(0).standard_normal((2, 3, 11, 48)).astype(np.float32) * 2
+    gated = compute("GatedGelu", [x, gate], ["float32"])[0]
+    wanted = [gated, *compute("CodesOfRows", [gated], ["uint8", "float32"], levels=63.0)]
+    found = compute("GatedGeluCodesOfRows", [x, gate], ["float32", "uint8", "float32"], levels=63.0)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    step = np.float32(0.02)
+    found = compute("GatedGeluCodes", [x, gate, np.array(step)], ["float32", "uint8"], levels=127.0)
+    np.testing.assert_array_equal(found[0], gated)
+    assert np.abs(found[1] - np.clip(gated.astype(np.float64) / step + 128, 0, 255)).max() <= 0.5 + 1e-4
+    assert np.abs(found[1] - np.clip(x.astype(np.float64) / step + 128, 0, 255)).max() > 1  # the control
+
+
 def refused(operator: str, inputs: list[Array], outputs: list[str], says: str, **attributes: float) -> None:
     with pytest.raises(Exception, match=says):
         compute(operator, inputs, outputs, **attributes)
@@ -233,6 +282,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     refused("AddNorm", [x[:, :8], x[:, :8], w[:8]], ["float32"] * 2, "multiple of 16", epsilon=1e-5)
     refused("GatedGelu", [x, x[:1]], ["float32"], "alike")
     refused("GatedGelu", [x[:, :8], x[:, :8]], ["float32"], "multiple of 16")
+    refused("ScaledAddNormCodesOfRows", [x, x, w, x[:1, :1]], ["float32"] * 3 + ["uint8", "float32"], "factor for each",
+            epsilon=1e-5, levels=127.0)  # fmt: skip
+    refused("GatedGeluCodes", [x, x, w], ["float32", "uint8"], "one step", levels=127.0)
     refused("CodesOfRows", [x[:, :8]], ["uint8", "float32"], "multiple of 16", levels=127.0)
 
 
@@ -276,6 +328,42 @@ def test_a_graph_of_every_bundle_calls_the_kernels(example_bundle: Path, tmp_pat
     counts = {kind: kinds.count(kind) for kind in ("LocalAttention", "GlobalAttention", "AddNorm", "GatedGelu")}
     assert counts == {"LocalAttention": 4, "GlobalAttention": 2, "AddNorm": 12, "GatedGelu": 6}
     assert not {"Attention", "MultiHeadAttention", "RotaryEmbedding", "If"} & set(kinds)
+
+
+@pytest.fixture(scope="module")
+def example_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's bundle with INT8 graphs of 8 and 7 bits."""
+    bundle = tmp_path_factory.mktemp("int8") / "bundle"
+    export_onnx("examples/news_topics/checkpoint", bundle)
+    add_int8(bundle, "model_int8.onnx")
+    add_int8(bundle, "model_int8_reduced.onnx", bits=7)
+    return bundle
+
+
+@pytest.mark.parametrize(("name", "bits"), [("model_int8.onnx", 8), ("model_int8_reduced.onnx", 7)])
+def test_joined_calls_compute_what_they_were_made_of(
+    name: str, bits: int, example_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers, without kernels to the last bit; and fewer nodes."""
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(5, 1000, (3, 150)), np.ones((3, 150), np.int64)
+    mask[1, 100:] = 0
+    joined = example_int8 / "onnx" / name
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "join_codes", lambda _: None)
+        add_int8(example_int8, f"apart_{name}", bits=bits)
+    apart = example_int8 / "onnx" / f"apart_{name}"
+    with_kernels = logits(joined, ids, mask)
+    monkeypatch.setenv(VARIABLE, "off")
+    np.testing.assert_array_equal(logits(joined, ids, mask), logits(apart, ids, mask))
+    assert np.abs(with_kernels - logits(apart, ids, mask)).max() < 0.05 * np.abs(with_kernels).max()
+    assert np.abs(with_kernels - logits(apart, ids, np.ones_like(mask))).max() > 0.1 * np.abs(with_kernels).max()
+    kinds = [
+        [node.op_type for node in onnx.load(file, load_external_data=False).graph.node] for file in (joined, apart)
+    ]
+    assert len(kinds[0]) < len(kinds[1]) - 15
+    names = ("AddNormCodes", "ScaledAddNormCodes", "GatedGeluCodes")
+    assert [any(kind.startswith(names) for kind in each) for each in kinds] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mbexport.graph.dialect import Dialect
 from mbexport.graph.engine import EngineDialect
 from mbexport.graph.fused import FusedDialect
 from mbexport.graph.heads import add_head, add_selecting_head
+from mbexport.graph.joined import join_codes
 from mbexport.graph.layers import layer_norm
 from mbexport.graph.mlp import gated_mlp
 from mbexport.graph.portable import PortableDialect
@@ -72,7 +73,9 @@ def build_graph(
         add_selecting_head(b, spec, computed, hidden)
     else:
         add_head(b, spec, computed, hidden, rows)
-    return b.build("modernbert", producer_version, DIALECTS[dialect].opset)
+    model = b.build("modernbert", producer_version, DIALECTS[dialect].opset)
+    join_codes(model)
+    return model
 
 
 def encode(b: GraphBuilder, spec: ModelSpec, dialect: Dialect, products: Products, input_ids: ir.Value) -> ir.Value:

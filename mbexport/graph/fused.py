@@ -37,7 +37,7 @@ MASK_CHANNEL = -1e30
 LONGEST_WITH_SCORES = 1024  # tokens; global attention beyond holds no [sequence, sequence] tensor
 SIZES = BlockSizes(queries=64, most_alone=256)  # measured; benchmarks/NOTES.md has the figures
 HEAD_SIZES = (32, 64, 96, 128)  # that the library has kernels for
-ADD_NORM = "AddNorm"  # the function that adds to the residual stream and normalizes it
+ADD_NORM, GATED_GELU = "AddNorm", "GatedGelu"
 
 Values = Sequence[ir.Value]
 
@@ -120,7 +120,7 @@ class FusedDialect(PlainBlocks):
         def body(value: ir.Value, gate: ir.Value) -> Values:
             return (b.op("Mul", activation(b, value, "gelu"), gate, name="gated"),)
 
-        return b.call("GatedGelu", value, gate, body=body, name="gated")[0]
+        return b.call(GATED_GELU, value, gate, body=body, name="gated")[0]
 
     def _local_plan(self, mask: ir.Value) -> Values:
         """Windows, and where padding is read what :meth:`_attend_locally` fills it by; mask bool [batch, sequence]."""

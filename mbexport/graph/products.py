@@ -13,6 +13,7 @@ from mbexport.graph.builder import MICROSOFT, WIDTH_STEP, GraphBuilder, element_
 from mbexport.graph.layers import EMBEDDING_SCALES, biased, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
+CODES_OF_ROWS = "CodesOfRows"
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
 
 
@@ -108,7 +109,7 @@ class IntegerProducts(Products):
         if width % WIDTH_STEP:
             codes, largest = body(x)
         else:
-            codes, largest = b.call("CodesOfRows", x, body=body, name=f"{name}_of_rows", levels=float(self._levels))
+            codes, largest = b.call(CODES_OF_ROWS, x, body=body, name=f"{name}_of_rows", levels=float(self._levels))
         return Entered(codes, self._step(), largest)
 
     def _step(self) -> ir.Value:

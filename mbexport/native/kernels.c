@@ -194,12 +194,14 @@ INLINE void soften(const struct attention *a, struct block *b, const uint8_t *re
   }
 }
 
-/* A query that saw no key takes the mean of all values, as a softmax over equally masked scores gives. */
-static void average(const float *values, int64_t length, int64_t stride, int64_t head, float *out) {
-  for (int64_t d = 0; d < head; d += LANES) {
+/* The mean of all values of a head: what a softmax over equally masked scores gives a query that sees no key. */
+static void average(const struct attention *a, int64_t task) {
+  int64_t h = task % a->heads, text = task / a->heads, hidden = a->heads * a->head;
+  const float *values = a->values + text * a->length * hidden + h * a->head;
+  for (int64_t d = 0; d < a->head; d += LANES) {
     vec sum = vec_all(0);
-    for (int64_t j = 0; j < length; j++) sum = vec_add(sum, vec_load(values + j * stride + d));
-    vec_store(out + d, vec_mul(sum, vec_all(1.0f / (float)length)));
+    for (int64_t j = 0; j < a->length; j++) sum = vec_add(sum, vec_load(values + j * hidden + d));
+    vec_store(a->means + task * a->head + d, vec_mul(sum, vec_all(1.0f / (float)a->length)));
   }
 }
 
@@ -266,7 +268,7 @@ static void attend(const struct attention *a, int64_t task) {
   }
   for (int64_t i = 0; i < count; i++) {
     if (b.total[i] == 0) {
-      average(values, a->length, hidden, head, out + i * hidden);
+      memcpy(out + i * hidden, a->means + (text * a->heads + h) * head, (size_t)head * sizeof(float));
       continue;
     }
     vec share = vec_all(1.0f / b.total[i]);
@@ -279,6 +281,12 @@ static void add_norm(const struct norm *n, int64_t row) {
   const float *x = n->x + row * n->width, *update = n->update + row * n->width;
   float *sum = n->sum + row * n->width, *normed = n->normed + row * n->width, width = (float)n->width;
   vec total = vec_all(0), squares = vec_all(0);
+  if (n->factors) {
+    float *scaled = n->scaled + row * n->width;
+    vec by = vec_all(n->factors[row]);
+    for (int64_t i = 0; i < n->width; i += LANES) vec_store(scaled + i, vec_mul(vec_load(update + i), by));
+    update = scaled;
+  }
   for (int64_t i = 0; i < n->width; i += LANES) {
     vec y = vec_add(vec_load(x + i), vec_load(update + i));
     vec_store(sum + i, y);
@@ -304,10 +312,10 @@ static void gate(const struct gated *g, int64_t begin, int64_t end) {
   }
 }
 
-static void encode_row(const struct codes *e, int64_t row) {
-  const float *x = e->x + row * e->width;
-  vec most = vec_all(1e-30f), nothing = vec_all(0); /* NaN once a number is not finite, which no code can say */
-  for (int64_t i = 0; i < e->width; i += LANES) {
+/* The largest magnitude of a row, which becomes NaN once a number is not finite: no code can say that. */
+INLINE float largest_of(const float *x, int64_t width) {
+  vec most = vec_all(1e-30f), nothing = vec_all(0);
+  for (int64_t i = 0; i < width; i += LANES) {
     vec y = vec_load(x + i);
     most = vec_max(vec_abs(y), most);
     nothing = vec_fma(y, vec_all(0), nothing);
@@ -315,14 +323,25 @@ static void encode_row(const struct codes *e, int64_t row) {
   float lanes[LANES], largest = 0;
   vec_store(lanes, most);
   for (int i = 0; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
-  e->largest[row] = largest + vec_sum(nothing);
-  vec factor = vec_all(e->levels / largest), zero = vec_all(e->levels + 1);
-  for (int64_t i = 0; i < e->width; i += LANES)
-    vec_store_codes(e->out + row * e->width + i, vec_add(vec_round(vec_mul(vec_load(x + i), factor)), zero));
+  return largest + vec_sum(nothing);
+}
+
+static void encode_row(const struct codes *e, int64_t row) {
+  const float *x = e->x + row * e->width;
+  uint8_t *out = e->out + row * e->width;
+  vec zero = vec_all(e->levels + 1), factor = vec_all(1.0f / e->step);
+  if (e->largest) {
+    e->largest[row] = largest_of(x, e->width);
+    factor = vec_all(e->levels / e->largest[row]);
+  }
+  for (int64_t i = 0; i < e->width; i += LANES) {
+    vec code = vec_add(vec_round(vec_mul(vec_load(x + i), factor)), zero);
+    vec_store_codes(out + i, vec_min(vec_max(code, vec_all(0)), vec_all(255)));
+  }
 }
 
 #if LANES == 16
-const struct kernels avx512_kernels = {"AVX-512", rotate_keys, attend, add_norm, gate, encode_row};
+const struct kernels avx512_kernels = {"AVX-512", rotate_keys, average, attend, add_norm, gate, encode_row};
 #else
-const struct kernels avx2_kernels = {"AVX2", rotate_keys, attend, add_norm, gate, encode_row};
+const struct kernels avx2_kernels = {"AVX2", rotate_keys, average, attend, add_norm, gate, encode_row};
 #endif

@@ -19,6 +19,7 @@ struct attention {
   const float *cosines, *sines;         /* [at least length, head / 2] */
   const uint8_t *real;                  /* [batch, length]: 0 for padding */
   float *rotated;                       /* [batch, heads, length, head]: room for the keys */
+  float *means;                         /* [batch, heads, head]: room for means of values; NULL without padding */
   float *out;                           /* as queries */
   int64_t batch, length, heads, head, reach;
   float scale;
@@ -27,8 +28,10 @@ struct attention {
 /* sum = x + update, normed = layer normalization of it. */
 struct norm {
   const float *x, *update, *weight; /* [rows, width], the same, [width] */
+  const float *factors;             /* [rows], what update is multiplied by; NULL for nothing, */
+  float *scaled;                    /* [rows, width], and the result of that */
   float *sum, *normed;              /* [rows, width] */
-  int64_t rows, width;
+  int64_t width;
   float epsilon;
 };
 
@@ -36,21 +39,22 @@ struct norm {
 struct gated {
   const float *x, *gate; /* [count] */
   float *out;
-  int64_t count;
 };
 
-/* 8-bit codes of each row by its own largest magnitude: round(levels * x / largest) + levels + 1. */
+/* 8-bit codes: round(x / step) + levels + 1, within 0 and 255; by row of its largest magnitude / levels. */
 struct codes {
   const float *x;   /* [rows, width] */
   uint8_t *out;     /* the same */
-  float *largest;   /* [rows]; no less than 1e-30 */
-  int64_t rows, width;
+  float *largest;   /* [rows]; no less than 1e-30. NULL where all rows have one step */
+  int64_t width;
   float levels;     /* 127, or 63 for codes of 7 bits */
+  float step;
 };
 
 struct kernels {
   const char *name;
   void (*rotate_keys)(const struct attention *, int64_t token);         /* of batch * length */
+  void (*average)(const struct attention *, int64_t head);              /* of batch * heads; where there is padding */
   void (*attend)(const struct attention *, int64_t task);               /* of attention_tasks */
   void (*add_norm)(const struct norm *, int64_t row);
   void (*gate)(const struct gated *, int64_t begin, int64_t end);

@@ -1,8 +1,8 @@
 /* The operators of the domain "mbexport", registered with ONNX Runtime where a session asks for this library.
 
-   Graphs hold each of them as a function of standard operators, too (mbexport/graph/fused.py, products.py), which ONNX Runtime
-   computes where this library is not: what is here computes the same, faster. Nothing is taken on trust: sizes that do
-   not fit are an error of the run. */
+   Graphs hold each of them as a function of standard operators, too (mbexport/graph: fused.py, products.py, joined.py),
+   which ONNX Runtime computes where this library is not: what is here computes the same, faster. Nothing is taken on
+   trust: sizes that do not fit are an error of the run. */
 #include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "onnxruntime_interface.h"
 
-enum { MOST_AXES = 4, KEYS_OF_A_TASK = 16, ROWS_OF_A_TASK = 8, NUMBERS_OF_A_TASK = 8192 };
+enum { MOST_AXES = 4, KEYS_OF_A_TASK = 16, ROWS_OF_A_TASK = 8 };
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -21,6 +21,8 @@ typedef struct {
   Allocator *allocator;
   int64_t heads, reach;
   float scale, epsilon, levels;
+  int scales;                          /* whether updates have a factor for each row */
+  enum { NONE, OF_ROWS, BY_STEP } codes; /* of the result: none, by each row's range, by one step */
 } Kernel;
 
 /* Inputs and outputs have a letter each: f float, b bool, i int64, u uint8, * any type. */
@@ -28,7 +30,8 @@ typedef struct Definition {
   Operator operator;
   const char *name, *inputs, *outputs;
   size_t least_inputs, least_outputs; /* what is left of the others may be left out */
-  const char *attributes;             /* a letter each: h heads, r reach, s scale, e epsilon, l levels */
+  const char *attributes;             /* a letter each: h heads, r reach, s scale, e epsilon, l levels; and
+                                         what the name says: F factors, R codes of rows, S codes by a step */
 } Definition;
 
 typedef struct {
@@ -55,13 +58,13 @@ static Status *get_input(const Kernel *k, const Context *context, size_t number,
   TRY(GET_DATA(k->ort)((Value *)value, &t->data));
   TRY(GET_SHAPE(k->ort)(value, &shape));
   Status *status = GET_RANK(k->ort)(shape, &t->rank);
-  if (!status && (t->rank == 0 || t->rank > MOST_AXES)) status = refuse(k, "mbexport: an input has no or too many axes");
+  if (!status && t->rank > MOST_AXES) status = refuse(k, "mbexport: an input has too many axes");
   if (!status) status = GET_SIZES(k->ort)(shape, t->sizes, t->rank);
   RELEASE_SHAPE(k->ort)(shape);
   if (status) return status;
   t->rows = 1;
   for (size_t axis = 0; axis + 1 < t->rank; axis++) t->rows *= t->sizes[axis];
-  t->width = t->sizes[t->rank - 1];
+  t->width = t->rank ? t->sizes[t->rank - 1] : 1;
   t->count = t->rows * t->width;
   return NULL;
 }
@@ -95,6 +98,8 @@ static void rotate_task(void *data, size_t task) {
   for (int64_t i = (int64_t)task * KEYS_OF_A_TASK; i < end; i++) active->rotate_keys(a, i);
 }
 
+static void average_task(void *data, size_t task) { active->average(data, (int64_t)task); }
+
 static void attend_task(void *data, size_t task) { active->attend(data, (int64_t)task); }
 
 static Status *attention(void *kernel, Context *context) {
@@ -119,68 +124,97 @@ static Status *attention(void *kernel, Context *context) {
   };
   TRY(get_output(k, context, 0, q.sizes, q.rank, &a.out));
   if (q.count == 0) return NULL;
-  a.rotated = k->allocator->allocate(k->allocator, (size_t)q.count * sizeof(float));
+  int64_t means = a.batch * a.heads * head;
+  a.rotated = k->allocator->allocate(k->allocator, (size_t)(q.count + means) * sizeof(float));
   if (!a.rotated) return CREATE_STATUS(k->ort)(OUT_OF_MEMORY, "mbexport: no memory for the rotated keys");
+  if (memchr(a.real, 0, (size_t)real.count)) a.means = a.rotated + q.count;
   Status *status = in_parallel(k, context, rotate_task, portions(a.batch * a.length, KEYS_OF_A_TASK), &a);
+  if (!status && a.means) status = in_parallel(k, context, average_task, a.batch * a.heads, &a);
   if (!status) status = in_parallel(k, context, attend_task, attention_tasks(&a), &a);
   k->allocator->release(k->allocator, a.rotated);
   return status;
 }
 
-static void norm_task(void *data, size_t task) {
-  const struct norm *n = data;
-  int64_t end = end_of(task, ROWS_OF_A_TASK, n->rows);
-  for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) active->add_norm(n, i);
+/* What is computed row by row: a sum and its norm, or a gated value, or neither; and codes of it, or none. */
+struct rows {
+  struct norm norm;
+  struct gated gated;
+  struct codes codes;
+  int64_t count, width;
+};
+
+static void rows_task(void *data, size_t task) {
+  const struct rows *r = data;
+  int64_t end = end_of(task, ROWS_OF_A_TASK, r->count);
+  for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) {
+    if (r->norm.sum) active->add_norm(&r->norm, i);
+    if (r->gated.out) active->gate(&r->gated, i * r->width, (i + 1) * r->width);
+    if (r->codes.out) active->encode_row(&r->codes, i);
+  }
+}
+
+/* Computes rows as wide as ``x``, of which codes are made, if any; the step is input ``input``, the codes ``output``. */
+static Status *compute_rows(const Kernel *k, Context *context, size_t input, size_t output, const Tensor *x,
+                            const float *numbers, struct rows *r) {
+  Tensor step, one = *x;
+  one.sizes[one.rank - 1] = 1;
+  r->count = x->rows;
+  r->width = x->width;
+  r->codes = (struct codes){.x = numbers, .width = x->width, .levels = k->levels};
+  if (k->codes != NONE) TRY(get_output(k, context, output, x->sizes, x->rank, &r->codes.out));
+  if (k->codes == OF_ROWS) TRY(get_output(k, context, output + 1, one.sizes, one.rank, &r->codes.largest));
+  if (k->codes == BY_STEP) {
+    TRY(get_input(k, context, input, &step));
+    if (step.count != 1) return refuse(k, "mbexport: there must be one step");
+    r->codes.step = *(const float *)step.data;
+  }
+  return in_parallel(k, context, rows_task, portions(x->rows, ROWS_OF_A_TASK), r);
 }
 
 static Status *add_norm(void *kernel, Context *context) {
   const Kernel *k = kernel;
-  Tensor x, update, weight;
+  struct rows r = {0};
+  struct norm *n = &r.norm;
+  Tensor x, update, weight, factors;
+  size_t further = k->scales ? 1 : 0; /* an input behind those of AddNorm, an output in front of its outputs */
   TRY(get_input(k, context, 0, &x));
   TRY(get_input(k, context, 1, &update));
   TRY(get_input(k, context, 2, &weight));
   if (!same_shape(&x, &update) || weight.count != x.width || x.width % WIDTH_STEP)
     return refuse(k, "mbexport: both summands must be alike, their width a multiple of 16 and the weight's");
-  struct norm n = {.x = x.data, .update = update.data, .weight = weight.data,
-                   .rows = x.rows, .width = x.width, .epsilon = k->epsilon};
-  TRY(get_output(k, context, 0, x.sizes, x.rank, &n.sum));
-  TRY(get_output(k, context, 1, x.sizes, x.rank, &n.normed));
-  return in_parallel(k, context, norm_task, portions(n.rows, ROWS_OF_A_TASK), &n);
-}
-
-static void gate_task(void *data, size_t task) {
-  const struct gated *g = data;
-  active->gate(g, (int64_t)task * NUMBERS_OF_A_TASK, end_of(task, NUMBERS_OF_A_TASK, g->count));
+  *n = (struct norm){.x = x.data, .update = update.data, .weight = weight.data,
+                     .width = x.width, .epsilon = k->epsilon};
+  if (k->scales) {
+    TRY(get_input(k, context, 3, &factors));
+    if (factors.count != x.rows) return refuse(k, "mbexport: there must be a factor for each row");
+    n->factors = factors.data;
+    TRY(get_output(k, context, 0, x.sizes, x.rank, &n->scaled));
+  }
+  TRY(get_output(k, context, further, x.sizes, x.rank, &n->sum));
+  TRY(get_output(k, context, further + 1, x.sizes, x.rank, &n->normed));
+  return compute_rows(k, context, 3 + further, 2 + further, &x, n->normed, &r);
 }
 
 static Status *gated_gelu(void *kernel, Context *context) {
   const Kernel *k = kernel;
+  struct rows r = {0};
   Tensor x, gate;
   TRY(get_input(k, context, 0, &x));
   TRY(get_input(k, context, 1, &gate));
   if (!same_shape(&x, &gate) || x.width % WIDTH_STEP)
     return refuse(k, "mbexport: value and gate must be alike, their width a multiple of 16");
-  struct gated g = {.x = x.data, .gate = gate.data, .count = x.count};
-  TRY(get_output(k, context, 0, x.sizes, x.rank, &g.out));
-  return in_parallel(k, context, gate_task, portions(g.count, NUMBERS_OF_A_TASK), &g);
-}
-
-static void codes_task(void *data, size_t task) {
-  const struct codes *e = data;
-  int64_t end = end_of(task, ROWS_OF_A_TASK, e->rows);
-  for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) active->encode_row(e, i);
+  r.gated = (struct gated){.x = x.data, .gate = gate.data};
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &r.gated.out));
+  return compute_rows(k, context, 2, 1, &x, r.gated.out, &r);
 }
 
 static Status *codes_of_rows(void *kernel, Context *context) {
   const Kernel *k = kernel;
+  struct rows r = {0};
   Tensor x;
   TRY(get_input(k, context, 0, &x));
   if (x.width % WIDTH_STEP) return refuse(k, "mbexport: rows must be a multiple of 16 wide");
-  struct codes e = {.x = x.data, .rows = x.rows, .width = x.width, .levels = k->levels};
-  TRY(get_output(k, context, 0, x.sizes, x.rank, &e.out));
-  x.sizes[x.rank - 1] = 1;
-  TRY(get_output(k, context, 1, x.sizes, x.rank, &e.largest));
-  return in_parallel(k, context, codes_task, portions(e.rows, ROWS_OF_A_TASK), &e);
+  return compute_rows(k, context, 1, 0, &x, x.data, &r);
 }
 
 /* What the functions compute once for all layers, and attention here does not read: empty tensors. */
@@ -220,7 +254,9 @@ static Status *read_attributes(Kernel *k, const char *letters, const Info *info)
       case 'r': TRY(GET_INT(k->ort)(info, "reach", &k->reach)); break;
       case 's': TRY(GET_FLOAT(k->ort)(info, "scale", &k->scale)); break;
       case 'e': TRY(GET_FLOAT(k->ort)(info, "epsilon", &k->epsilon)); break;
-      default: TRY(GET_FLOAT(k->ort)(info, "levels", &k->levels));
+      case 'l': TRY(GET_FLOAT(k->ort)(info, "levels", &k->levels)); break;
+      case 'F': k->scales = 1; break;
+      default: k->codes = *letters == 'R' ? OF_ROWS : BY_STEP;
     }
   }
   return GET_ALLOCATOR(k->ort)(info, 0, &k->allocator);
@@ -255,8 +291,14 @@ static const Definition definitions[] = {
     DEFINE("SightedWindows", "b", 1, "iifiiibibb", 10, "", sighted_windows),
     DEFINE("GlobalMask", "b", 1, "bbfff", 5, "", global_mask),
     DEFINE("AddNorm", "fff", 3, "ff", 2, "e", add_norm),
+    DEFINE("AddNormCodes", "ffff", 4, "ffu", 3, "elS", add_norm),
+    DEFINE("AddNormCodesOfRows", "fff", 3, "ffuf", 4, "elR", add_norm),
+    DEFINE("ScaledAddNormCodes", "fffff", 5, "fffu", 4, "elFS", add_norm),
+    DEFINE("ScaledAddNormCodesOfRows", "ffff", 4, "fffuf", 5, "elFR", add_norm),
     DEFINE("GatedGelu", "ff", 2, "f", 1, "", gated_gelu),
-    DEFINE("CodesOfRows", "f", 1, "uf", 2, "l", codes_of_rows),
+    DEFINE("GatedGeluCodes", "fff", 3, "fu", 2, "lS", gated_gelu),
+    DEFINE("GatedGeluCodesOfRows", "ff", 2, "fuf", 3, "lR", gated_gelu),
+    DEFINE("CodesOfRows", "f", 1, "uf", 2, "lR", codes_of_rows),
 };
 
 /* The widest vectors that the CPU has instructions for and the system saves, in bits: 512, 256 or 0. Not by

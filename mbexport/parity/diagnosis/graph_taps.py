@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
@@ -150,27 +151,21 @@ def give(model: ir.Model, value: ir.Value, array: npt.NDArray[Any], name: str) -
 
 
 def load_plain(file: Path) -> ir.Model:
-    """A graph whose residual stream is added to by Add alone: operators that normalize, too, in two."""
+    """A graph whose residual stream is added to by Add alone: operators that do more stand as their parts.
+
+    Results of mbexport's own keep their names.
+    """
     model = ir.load(file)
+    InlinePass(_computes_several)(model)
     for node in list(model.graph):
         if node.op_type == SKIP_NORM:
             _split(model.graph, node)
-        elif (node.domain, node.op_type) == (FUNCTIONS, ADD_NORM):
-            _split_own(model.graph, node)
     return model
 
 
-def _split_own(graph: ir.Graph, node: ir.Node) -> None:
-    """mbexport's own; both results keep their names."""
-    x, update, weight = node.inputs
-    attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
-    added = ir.node("Add", [x, update], name=node.name)
-    normed = ir.node("LayerNormalization", [added.outputs[0], weight], attributes, name=f"{node.name}_norm")
-    graph.insert_before(node, [added, normed])
-    for old, new in zip(node.outputs, (added.outputs[0], normed.outputs[0]), strict=True):
-        old.name, new.name = None, old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+def _computes_several(function: ir.Function) -> bool:
+    """Whether a function of mbexport's graphs computes what belongs to several modules."""
+    return function.name == ADD_NORM or any(node.domain == FUNCTIONS for node in function)
 
 
 def _split(graph: ir.Graph, node: ir.Node) -> None:
