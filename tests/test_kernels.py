@@ -57,9 +57,9 @@ def test_they_were_built() -> None:
 
 
 def compute(operator: str, inputs: list[Array], outputs: list[str], **attributes: float) -> list[Array]:
-    """One node of the domain, alone; ``outputs`` are element types."""
+    """One node of the domain, alone; ``outputs`` are element types, empty for what is left out."""
     names = [f"in{number}" for number in range(len(inputs))]
-    results = [f"out{number}" for number in range(len(outputs))]
+    results = [f"out{number}" if kind else "" for number, kind in enumerate(outputs)]
     node = onnx.helper.make_node(operator, names, results, domain="mbexport", **attributes)
     graph = onnx.helper.make_graph(
         [node],
@@ -71,6 +71,7 @@ def compute(operator: str, inputs: list[Array], outputs: list[str], **attributes
         [
             onnx.helper.make_tensor_value_info(name, TYPES[kind], None)
             for name, kind in zip(results, outputs, strict=True)
+            if kind
         ],
     )
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("mbexport", 1)]
@@ -221,6 +222,13 @@ def test_codes_of_a_norm_are_as_if_made_apart(scaled: bool, by_step: bool) -> No
     else:
         name, kinds = f"{name}OfRows", [*kinds, "float32"]
     found = compute(name, inputs, kinds, epsilon=1e-5, levels=127.0)
+    read = ["", "float32", "", *kinds[3:]] if scaled else ["float32", "", *kinds[2:]]
+    for one, kept in zip(
+        compute(name, inputs, read, epsilon=1e-5, levels=127.0),
+        (result for result, kind in zip(found, read, strict=True) if kind),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, kept)
     total, normed = compute("AddNorm", [x, given, weight], ["float32"] * 2, epsilon=1e-5)
     wanted = [given, total, normed] if scaled else [total, normed]
     if by_step:
@@ -243,6 +251,9 @@ def test_codes_of_a_gated_value_are_as_if_made_apart() -> None:
     wanted = [gated, *compute("CodesOfRows", [gated], ["uint8", "float32"], levels=63.0)]
     found = compute("GatedGeluCodesOfRows", [x, gate], ["float32", "uint8", "float32"], levels=63.0)
     for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    alone = compute("GatedGeluCodesOfRows", [x, gate], ["", "uint8", "float32"], levels=63.0)
+    for one, other in zip(alone, found[1:], strict=True):
         np.testing.assert_array_equal(one, other)
     step = np.float32(0.02)
     found = compute("GatedGeluCodes", [x, gate, np.array(step)], ["float32", "uint8"], levels=127.0)
@@ -344,7 +355,7 @@ def example_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_joined_calls_compute_what_they_were_made_of(
     name: str, bits: int, example_int8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same numbers, without kernels to the last bit; and fewer nodes."""
+    """The same numbers, without kernels to the last bit; fewer nodes, and no result that nothing reads."""
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(5, 1000, (3, 150)), np.ones((3, 150), np.int64)
     mask[1, 100:] = 0
@@ -358,12 +369,15 @@ def test_joined_calls_compute_what_they_were_made_of(
     np.testing.assert_array_equal(logits(joined, ids, mask), logits(apart, ids, mask))
     assert np.abs(with_kernels - logits(apart, ids, mask)).max() < 0.05 * np.abs(with_kernels).max()
     assert np.abs(with_kernels - logits(apart, ids, np.ones_like(mask))).max() > 0.1 * np.abs(with_kernels).max()
-    kinds = [
-        [node.op_type for node in onnx.load(file, load_external_data=False).graph.node] for file in (joined, apart)
-    ]
-    assert len(kinds[0]) < len(kinds[1]) - 15
+    graphs = [onnx.load(file, load_external_data=False).graph for file in (joined, apart)]
+    assert len(graphs[0].node) < len(graphs[1].node) - 15
     names = ("AddNormCodes", "ScaledAddNormCodes", "GatedGeluCodes")
-    assert [any(kind.startswith(names) for kind in each) for each in kinds] == [True, False]
+    calls = [[node for node in graph.node if node.op_type.startswith(names)] for graph in graphs]
+    assert calls[0]
+    assert not calls[1]
+    read = {name for node in graphs[0].node for name in node.input}
+    assert all(name in read for call in calls[0] for name in call.output if name)
+    assert any(not name for call in calls[0] for name in call.output)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from mbexport.graph.products import CODES_OF_ROWS
 
 BY_STEP, CODES = "QuantizeLinear", "Codes"
 JOINED = (ADD_NORM, GATED_GELU)  # functions that are joined with what stands around them
+RESULTS = "mbexport.results"  # the key of a joined call's metadata: JSON, what its results are called
 SCALED = "Scaled"  # prefix: of a sum whose update has a factor for each token
 
 
@@ -20,7 +22,8 @@ def join_codes(model: ir.Model) -> None:
 
     AddNorm and GatedGelu, the codes that their last result becomes, and the factors of tokens that an update is
     multiplied by in front of AddNorm become one call: ``[Scaled]AddNormCodes[OfRows]``, ``GatedGeluCodes[OfRows]``. It
-    is a function whose body has the nodes of before. All their results keep their names and can be read.
+    is a function whose body has the nodes of before. What only those nodes read is no result of the call: ONNX Runtime
+    would keep it until the run ends. The call's metadata names it, for :func:`name_results`.
     """
     for node in list(model.graph):
         if node.domain == FUNCTIONS and node.op_type in JOINED:
@@ -54,6 +57,17 @@ def _join(model: ir.Model, node: ir.Node) -> None:
         model.functions[key] = _function(name, nodes, inputs, outputs, attributes, model.graph.opset_imports)
     call = ir.node(name, inputs, attributes, domain=FUNCTIONS, num_outputs=len(outputs), name=node.name)
     ir.convenience.replace_nodes_and_values(model.graph, node, nodes, [call], outputs, call.outputs)
+    call.metadata_props[RESULTS] = json.dumps([value.name for value in call.outputs])
+    for value in call.outputs:
+        if not value.uses() and not value.is_graph_output():
+            value.name = ""
+
+
+def name_results(model: ir.Model) -> None:
+    """Have joined calls give all that they compute, by the names that it had before."""
+    for node in model.graph:
+        for value, name in zip(node.outputs, json.loads(node.metadata_props.get(RESULTS, "[]")), strict=False):
+            value.name = name
 
 
 def _scaling(node: ir.Node) -> ir.Node | None:

@@ -277,18 +277,13 @@ static void attend(const struct attention *a, int64_t task) {
   }
 }
 
-static void add_norm(const struct norm *n, int64_t row) {
+static void add_norm(const struct norm *n, int64_t row, float *normed) {
   const float *x = n->x + row * n->width, *update = n->update + row * n->width;
-  float *sum = n->sum + row * n->width, *normed = n->normed + row * n->width, width = (float)n->width;
-  vec total = vec_all(0), squares = vec_all(0);
-  if (n->factors) {
-    float *scaled = n->scaled + row * n->width;
-    vec by = vec_all(n->factors[row]);
-    for (int64_t i = 0; i < n->width; i += LANES) vec_store(scaled + i, vec_mul(vec_load(update + i), by));
-    update = scaled;
-  }
+  float *sum = n->sum + row * n->width, width = (float)n->width;
+  vec total = vec_all(0), squares = vec_all(0), factor = vec_all(n->factors ? n->factors[row] : 1.0f);
   for (int64_t i = 0; i < n->width; i += LANES) {
-    vec y = vec_add(vec_load(x + i), vec_load(update + i));
+    vec scaled = vec_mul(vec_load(update + i), factor), y = vec_add(vec_load(x + i), scaled);
+    if (n->scaled) vec_store(n->scaled + row * n->width + i, scaled);
     vec_store(sum + i, y);
     total = vec_add(total, y);
   }
@@ -297,18 +292,19 @@ static void add_norm(const struct norm *n, int64_t row) {
     vec y = vec_sub(vec_load(sum + i), mean);
     squares = vec_fma(y, y, squares);
   }
-  vec factor = vec_all(1.0f / sqrtf(vec_sum(squares) / width + n->epsilon));
+  vec inverse = vec_all(1.0f / sqrtf(vec_sum(squares) / width + n->epsilon));
   for (int64_t i = 0; i < n->width; i += LANES) {
-    vec y = vec_mul(vec_sub(vec_load(sum + i), mean), factor);
+    vec y = vec_mul(vec_sub(vec_load(sum + i), mean), inverse);
     vec_store(normed + i, vec_mul(y, vec_load(n->weight + i)));
   }
 }
 
-static void gate(const struct gated *g, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += LANES) {
-    vec x = vec_load(g->x + i), erf = vec_erf(vec_mul(x, vec_all(0.70710678f)));
+static void gate(const struct gated *g, int64_t row, float *out) {
+  const float *values = g->x + row * g->width, *gates = g->gate + row * g->width;
+  for (int64_t i = 0; i < g->width; i += LANES) {
+    vec x = vec_load(values + i), erf = vec_erf(vec_mul(x, vec_all(0.70710678f)));
     vec gelu = vec_mul(vec_fma(x, erf, x), vec_all(0.5f));
-    vec_store(g->out + i, vec_mul(gelu, vec_load(g->gate + i)));
+    vec_store(out + i, vec_mul(gelu, vec_load(gates + i)));
   }
 }
 
@@ -326,8 +322,7 @@ INLINE float largest_of(const float *x, int64_t width) {
   return largest + vec_sum(nothing);
 }
 
-static void encode_row(const struct codes *e, int64_t row) {
-  const float *x = e->x + row * e->width;
+static void encode(const struct codes *e, int64_t row, const float *x) {
   uint8_t *out = e->out + row * e->width;
   vec zero = vec_all(e->levels + 1), factor = vec_all(1.0f / e->step);
   if (e->largest) {
@@ -341,7 +336,7 @@ static void encode_row(const struct codes *e, int64_t row) {
 }
 
 #if LANES == 16
-const struct kernels avx512_kernels = {"AVX-512", rotate_keys, average, attend, add_norm, gate, encode_row};
+const struct kernels avx512_kernels = {"AVX-512", rotate_keys, average, attend, add_norm, gate, encode};
 #else
-const struct kernels avx2_kernels = {"AVX2", rotate_keys, average, attend, add_norm, gate, encode_row};
+const struct kernels avx2_kernels = {"AVX2", rotate_keys, average, attend, add_norm, gate, encode};
 #endif

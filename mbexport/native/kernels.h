@@ -25,26 +25,25 @@ struct attention {
   float scale;
 };
 
-/* sum = x + update, normed = layer normalization of it. */
+/* sum = x + update, and the layer normalization of it. */
 struct norm {
   const float *x, *update, *weight; /* [rows, width], the same, [width] */
-  const float *factors;             /* [rows], what update is multiplied by; NULL for nothing, */
-  float *scaled;                    /* [rows, width], and the result of that */
-  float *sum, *normed;              /* [rows, width] */
+  const float *factors;             /* [rows], what update is multiplied by; NULL for nothing */
+  float *scaled;                    /* [rows, width], the result of that; NULL where nothing reads it */
+  float *sum;                       /* [rows, width] */
   int64_t width;
   float epsilon;
 };
 
 /* gelu(x) * gate, by erf. */
 struct gated {
-  const float *x, *gate; /* [count] */
-  float *out;
+  const float *x, *gate; /* [rows, width] */
+  int64_t width;
 };
 
 /* 8-bit codes: round(x / step) + levels + 1, within 0 and 255; by row of its largest magnitude / levels. */
 struct codes {
-  const float *x;   /* [rows, width] */
-  uint8_t *out;     /* the same */
+  uint8_t *out;     /* [rows, width] */
   float *largest;   /* [rows]; no less than 1e-30. NULL where all rows have one step */
   int64_t width;
   float levels;     /* 127, or 63 for codes of 7 bits */
@@ -56,9 +55,9 @@ struct kernels {
   void (*rotate_keys)(const struct attention *, int64_t token);         /* of batch * length */
   void (*average)(const struct attention *, int64_t head);              /* of batch * heads; where there is padding */
   void (*attend)(const struct attention *, int64_t task);               /* of attention_tasks */
-  void (*add_norm)(const struct norm *, int64_t row);
-  void (*gate)(const struct gated *, int64_t begin, int64_t end);
-  void (*encode_row)(const struct codes *, int64_t row);
+  void (*add_norm)(const struct norm *, int64_t row, float *normed);    /* that row's, as the others' rows */
+  void (*gate)(const struct gated *, int64_t row, float *out);
+  void (*encode)(const struct codes *, int64_t row, const float *x);
 };
 
 extern const struct kernels avx2_kernels, avx512_kernels;

@@ -25,13 +25,14 @@ typedef struct {
   enum { NONE, OF_ROWS, BY_STEP } codes; /* of the result: none, by each row's range, by one step */
 } Kernel;
 
-/* Inputs and outputs have a letter each: f float, b bool, i int64, u uint8, * any type. */
+/* Inputs and outputs have a letter each: f float, b bool, i int64, u uint8, * any type; F a float output that may be
+   left out. */
 typedef struct Definition {
   Operator operator;
   const char *name, *inputs, *outputs;
-  size_t least_inputs, least_outputs; /* what is left of the others may be left out */
-  const char *attributes;             /* a letter each: h heads, r reach, s scale, e epsilon, l levels; and
-                                         what the name says: F factors, R codes of rows, S codes by a step */
+  size_t least_inputs;    /* what is left of the others may be left out */
+  const char *attributes; /* a letter each: h heads, r reach, s scale, e epsilon, l levels; and what the name says:
+                             F factors, R codes of rows, S codes by a step */
 } Definition;
 
 typedef struct {
@@ -69,11 +70,14 @@ static Status *get_input(const Kernel *k, const Context *context, size_t number,
   return NULL;
 }
 
+/* NULL for an output that the graph leaves out. */
 static Status *get_output(const Kernel *k, Context *context, size_t number, const int64_t *sizes, size_t rank,
                           void *data) {
   Value *value;
   TRY(GET_OUTPUT(k->ort)(context, number, sizes, rank, &value));
-  return GET_DATA(k->ort)(value, data);
+  if (value) return GET_DATA(k->ort)(value, data);
+  *(void **)data = NULL;
+  return NULL;
 }
 
 static int same_shape(const Tensor *a, const Tensor *b) {
@@ -140,6 +144,9 @@ struct rows {
   struct norm norm;
   struct gated gated;
   struct codes codes;
+  const float *given; /* [rows, width]: what codes are made of, where nothing else is computed */
+  float *out;         /* [rows, width]: the norms or gated values; NULL where nothing reads them */
+  float *room;        /* [tasks, width]: where they stand then */
   int64_t count, width;
 };
 
@@ -147,20 +154,21 @@ static void rows_task(void *data, size_t task) {
   const struct rows *r = data;
   int64_t end = end_of(task, ROWS_OF_A_TASK, r->count);
   for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) {
-    if (r->norm.sum) active->add_norm(&r->norm, i);
-    if (r->gated.out) active->gate(&r->gated, i * r->width, (i + 1) * r->width);
-    if (r->codes.out) active->encode_row(&r->codes, i);
+    float *out = r->out ? r->out + i * r->width : r->room + (int64_t)task * r->width;
+    if (r->norm.sum) active->add_norm(&r->norm, i, out);
+    if (r->gated.x) active->gate(&r->gated, i, out);
+    if (r->codes.out) active->encode(&r->codes, i, r->given ? r->given + i * r->width : out);
   }
 }
 
 /* Computes rows as wide as ``x``, of which codes are made, if any; the step is input ``input``, the codes ``output``. */
 static Status *compute_rows(const Kernel *k, Context *context, size_t input, size_t output, const Tensor *x,
-                            const float *numbers, struct rows *r) {
+                            struct rows *r) {
   Tensor step, one = *x;
   one.sizes[one.rank - 1] = 1;
   r->count = x->rows;
   r->width = x->width;
-  r->codes = (struct codes){.x = numbers, .width = x->width, .levels = k->levels};
+  r->codes = (struct codes){.width = x->width, .levels = k->levels};
   if (k->codes != NONE) TRY(get_output(k, context, output, x->sizes, x->rank, &r->codes.out));
   if (k->codes == OF_ROWS) TRY(get_output(k, context, output + 1, one.sizes, one.rank, &r->codes.largest));
   if (k->codes == BY_STEP) {
@@ -168,7 +176,14 @@ static Status *compute_rows(const Kernel *k, Context *context, size_t input, siz
     if (step.count != 1) return refuse(k, "mbexport: there must be one step");
     r->codes.step = *(const float *)step.data;
   }
-  return in_parallel(k, context, rows_task, portions(x->rows, ROWS_OF_A_TASK), r);
+  int64_t tasks = portions(x->rows, ROWS_OF_A_TASK);
+  if (!r->given && !r->out && tasks) {
+    r->room = k->allocator->allocate(k->allocator, (size_t)(tasks * x->width) * sizeof(float));
+    if (!r->room) return CREATE_STATUS(k->ort)(OUT_OF_MEMORY, "mbexport: no memory for rows");
+  }
+  Status *status = in_parallel(k, context, rows_task, tasks, r);
+  if (r->room) k->allocator->release(k->allocator, r->room);
+  return status;
 }
 
 static Status *add_norm(void *kernel, Context *context) {
@@ -191,8 +206,8 @@ static Status *add_norm(void *kernel, Context *context) {
     TRY(get_output(k, context, 0, x.sizes, x.rank, &n->scaled));
   }
   TRY(get_output(k, context, further, x.sizes, x.rank, &n->sum));
-  TRY(get_output(k, context, further + 1, x.sizes, x.rank, &n->normed));
-  return compute_rows(k, context, 3 + further, 2 + further, &x, n->normed, &r);
+  TRY(get_output(k, context, further + 1, x.sizes, x.rank, &r.out));
+  return compute_rows(k, context, 3 + further, 2 + further, &x, &r);
 }
 
 static Status *gated_gelu(void *kernel, Context *context) {
@@ -203,9 +218,9 @@ static Status *gated_gelu(void *kernel, Context *context) {
   TRY(get_input(k, context, 1, &gate));
   if (!same_shape(&x, &gate) || x.width % WIDTH_STEP)
     return refuse(k, "mbexport: value and gate must be alike, their width a multiple of 16");
-  r.gated = (struct gated){.x = x.data, .gate = gate.data};
-  TRY(get_output(k, context, 0, x.sizes, x.rank, &r.gated.out));
-  return compute_rows(k, context, 2, 1, &x, r.gated.out, &r);
+  r.gated = (struct gated){.x = x.data, .gate = gate.data, .width = x.width};
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &r.out));
+  return compute_rows(k, context, 2, 1, &x, &r);
 }
 
 static Status *codes_of_rows(void *kernel, Context *context) {
@@ -214,7 +229,8 @@ static Status *codes_of_rows(void *kernel, Context *context) {
   Tensor x;
   TRY(get_input(k, context, 0, &x));
   if (x.width % WIDTH_STEP) return refuse(k, "mbexport: rows must be a multiple of 16 wide");
-  return compute_rows(k, context, 1, 0, &x, x.data, &r);
+  r.given = x.data;
+  return compute_rows(k, context, 1, 0, &x, &r);
 }
 
 /* What the functions compute once for all layers, and attention here does not read: empty tensors. */
@@ -234,7 +250,7 @@ static const char *provider(const Operator *o) { return (void)o, NULL; }
 static int default_memory(const Operator *o, size_t i) { return (void)o, (void)i, 0; }
 static int one(const Operator *o) { return (void)o, 1; }
 static ElementType type(char letter) {
-  return letter == 'f' ? FLOAT : letter == 'b' ? BOOL : letter == 'i' ? INT64 : letter == 'u' ? UINT8 : ANY_TYPE;
+  return letter == 'f' || letter == 'F' ? FLOAT : letter == 'b' ? BOOL : letter == 'i' ? INT64 : letter == 'u' ? UINT8 : ANY_TYPE;
 }
 static ElementType input_type(const Operator *o, size_t i) { return type(definition(o)->inputs[i]); }
 static size_t input_count(const Operator *o) { return strlen(definition(o)->inputs); }
@@ -244,7 +260,7 @@ static Presence input_presence(const Operator *o, size_t i) {
   return i < definition(o)->least_inputs ? REQUIRED : OPTIONAL;
 }
 static Presence output_presence(const Operator *o, size_t i) {
-  return i < definition(o)->least_outputs ? REQUIRED : OPTIONAL;
+  return definition(o)->outputs[i] == 'F' ? OPTIONAL : REQUIRED;
 }
 
 static Status *read_attributes(Kernel *k, const char *letters, const Info *info) {
@@ -275,30 +291,29 @@ static Status *create(const Operator *o, Interface ort, const Info *info, void *
   return status;
 }
 
-#define DEFINE(name_, inputs_, least_inputs_, outputs_, least_outputs_, attributes_, compute_)                       \
+#define DEFINE(name_, inputs_, least_inputs_, outputs_, attributes_, compute_)                                       \
   {.operator= {.version = INTERFACE_VERSION, .name = name, .provider = provider, .input_type = input_type,           \
                .input_count = input_count, .output_type = output_type, .output_count = output_count, .destroy = free, \
                .input_presence = input_presence, .output_presence = output_presence, .input_memory = default_memory, \
                .variadic_input_minimum = one, .variadic_input_homogeneous = one, .variadic_output_minimum = one,     \
                .variadic_output_homogeneous = one, .create = create, .compute = compute_},                           \
-   .name = name_, .inputs = inputs_, .least_inputs = least_inputs_, .outputs = outputs_,                             \
-   .least_outputs = least_outputs_, .attributes = attributes_}
+   .name = name_, .inputs = inputs_, .least_inputs = least_inputs_, .outputs = outputs_, .attributes = attributes_}
 
 static const Definition definitions[] = {
-    DEFINE("LocalAttention", "fffffb**********", 14, "f", 1, "hrs", attention),
-    DEFINE("GlobalAttention", "fffffb*****", 11, "f", 1, "hs", attention),
-    DEFINE("LocalWindows", "b", 1, "iifiiibi", 8, "", local_windows),
-    DEFINE("SightedWindows", "b", 1, "iifiiibibb", 10, "", sighted_windows),
-    DEFINE("GlobalMask", "b", 1, "bbfff", 5, "", global_mask),
-    DEFINE("AddNorm", "fff", 3, "ff", 2, "e", add_norm),
-    DEFINE("AddNormCodes", "ffff", 4, "ffu", 3, "elS", add_norm),
-    DEFINE("AddNormCodesOfRows", "fff", 3, "ffuf", 4, "elR", add_norm),
-    DEFINE("ScaledAddNormCodes", "fffff", 5, "fffu", 4, "elFS", add_norm),
-    DEFINE("ScaledAddNormCodesOfRows", "ffff", 4, "fffuf", 5, "elFR", add_norm),
-    DEFINE("GatedGelu", "ff", 2, "f", 1, "", gated_gelu),
-    DEFINE("GatedGeluCodes", "fff", 3, "fu", 2, "lS", gated_gelu),
-    DEFINE("GatedGeluCodesOfRows", "ff", 2, "fuf", 3, "lR", gated_gelu),
-    DEFINE("CodesOfRows", "f", 1, "uf", 2, "lR", codes_of_rows),
+    DEFINE("LocalAttention", "fffffb**********", 14, "f", "hrs", attention),
+    DEFINE("GlobalAttention", "fffffb*****", 11, "f", "hs", attention),
+    DEFINE("LocalWindows", "b", 1, "iifiiibi", "", local_windows),
+    DEFINE("SightedWindows", "b", 1, "iifiiibibb", "", sighted_windows),
+    DEFINE("GlobalMask", "b", 1, "bbfff", "", global_mask),
+    DEFINE("AddNorm", "fff", 3, "ff", "e", add_norm),
+    DEFINE("AddNormCodes", "ffff", 4, "fFu", "elS", add_norm),
+    DEFINE("AddNormCodesOfRows", "fff", 3, "fFuf", "elR", add_norm),
+    DEFINE("ScaledAddNormCodes", "fffff", 5, "FfFu", "elFS", add_norm),
+    DEFINE("ScaledAddNormCodesOfRows", "ffff", 4, "FfFuf", "elFR", add_norm),
+    DEFINE("GatedGelu", "ff", 2, "f", "", gated_gelu),
+    DEFINE("GatedGeluCodes", "fff", 3, "Fu", "lS", gated_gelu),
+    DEFINE("GatedGeluCodesOfRows", "ff", 2, "Fuf", "lR", gated_gelu),
+    DEFINE("CodesOfRows", "f", 1, "uf", "lR", codes_of_rows),
 };
 
 /* The widest vectors that the CPU has instructions for and the system saves, in bits: 512, 256 or 0. Not by

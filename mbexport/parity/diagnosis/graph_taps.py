@@ -17,6 +17,7 @@ from mbexport.bundle.weights import SEPARATED
 from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import FUNCTIONS, TAPS
 from mbexport.graph.fused import ADD_NORM
+from mbexport.graph.joined import name_results
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps
 from mbexport.parity.figures import FloatArray, units
 from mbexport.parity.graphs.memory import MemoryGraph
@@ -156,6 +157,7 @@ def load_plain(file: Path) -> ir.Model:
     Results of mbexport's own keep their names.
     """
     model = ir.load(file)
+    name_results(model)
     InlinePass(_computes_several)(model)
     for node in list(model.graph):
         if node.op_type == SKIP_NORM:
