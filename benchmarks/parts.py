@@ -26,7 +26,7 @@ from mbexport.runtime.backends.ort import session_options
 
 RUNS = 3  # the first of them warms up
 PRODUCTS, LOCAL, GLOBAL, OTHER = "matrix products", "local attention", "global attention", "other"
-PRODUCT_OPERATORS = ("MatMul", "FusedMatMul", "Gemm")
+PRODUCT_OPERATORS = ("Product", "MatMul", "FusedMatMul", "Gemm")
 PROJECTION = re.compile(r"/(W[a-z]\w*|dense)$|^(classifier|decoder)")
 
 

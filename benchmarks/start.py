@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import onnxruntime
 
 from mbexport import export_onnx
 from mbexport.bench.machine import processor
+from mbexport.runtime.kernels import OFF, VARIABLE
 from mbexport.runtime.prepacked import prepack
 
 try:
@@ -34,6 +37,7 @@ except ModuleNotFoundError:  # run as a script: its own folder is on the path
 RESULT = Path("benchmarks/results/start.json")
 EXAMPLE, BASE, BUNDLES = Path("examples/news_topics/checkpoint"), Path("build/base"), Path("build/start")
 ROUNDS, PROCESSES = 11, 4
+WITHOUT_KERNELS = "mbexport, without kernels"
 BARE = """
 import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
@@ -59,22 +63,26 @@ def main() -> None:
         shutil.rmtree(BUNDLES, ignore_errors=True)
         for bundle in (plain, packed):
             export_onnx(checkpoint, bundle)
-        prepack(packed)
+        with without_kernels():
+            prepack(packed)
         commands = {
             "mbexport": (OURS, plain),
-            "mbexport, prepacked": (OURS, packed),
+            WITHOUT_KERNELS: (OURS, plain),
+            f"{WITHOUT_KERNELS}, prepacked": (OURS, packed),
             "bare session, the same graph": (BARE, plain / "onnx/model_ort.onnx"),
             "bare session, model.onnx": (BARE, plain / "onnx/model.onnx"),
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(ROUNDS):
             for name, (code, path) in commands.items():
-                times[name].append(whole_process(code, path))
-        figures[size] = {
-            name: {"median_seconds": round(statistics.median(runs), 3), "seconds": [round(run, 3) for run in runs]}
-            | own_memory(*commands[name])
-            for name, runs in times.items()
-        }
+                with without_kernels() if WITHOUT_KERNELS in name else contextlib.nullcontext():
+                    times[name].append(whole_process(code, path))
+        figures[size] = {}
+        for name, runs in times.items():
+            with without_kernels() if WITHOUT_KERNELS in name else contextlib.nullcontext():
+                memory = own_memory(*commands[name])
+            seconds = {"median_seconds": statistics.median(runs), "seconds": runs}
+            figures[size][name] = seconds | memory
     result = {
         "date": date.today().isoformat(), "machine": processor(), "onnxruntime": onnxruntime.__version__,
         "processes": PROCESSES, "figures": figures,
@@ -83,11 +91,21 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
 
 
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """What starts meanwhile goes without mbexport's kernels."""
+    os.environ[VARIABLE] = OFF
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
+
+
 def whole_process(code: str, path: Path) -> float:
     """Seconds from a process's start to its end."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
-    return time.perf_counter() - started
+    return round(time.perf_counter() - started, 3)
 
 
 def own_memory(code: str, path: Path) -> dict[str, float]:

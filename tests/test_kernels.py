@@ -262,6 +262,27 @@ def test_codes_of_a_gated_value_are_as_if_made_apart() -> None:
     assert np.abs(found[1] - np.clip(x.astype(np.float64) / step + 128, 0, 255)).max() > 1  # the control
 
 
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize(
+    ("rows", "depth", "width"),
+    [(1, 16, 16), (5, 32, 48), (8, 768, 96), (9, 784, 112), (128, 48, 80), (129, 64, 64), (31, 1552, 64)],
+)
+def test_products_equal_their_definition(rows: int, depth: int, width: int) -> None:
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, depth)).astype(np.float32)
+    weights = rng.standard_normal((depth, width)).astype(np.float32)
+    found = compute("Product", [x, weights], ["float32"])[0]
+    exact = x.astype(np.float64) @ weights
+    assert found.shape == exact.shape
+    assert np.abs(found - exact).max() < 1e-6 * depth
+    for changed in (x[::-1] @ weights, x @ weights[::-1], x @ weights[:, ::-1]):
+        assert rows == 1 or np.abs(changed - exact).max() > 1  # the controls
+    apart = compute("Product", [x[-1:], weights], ["float32"])[0]
+    np.testing.assert_array_equal(apart, found[-1:])  # whatever else is in a batch
+    x[0, 0] = np.nan
+    np.testing.assert_array_equal(compute("Product", [x, weights], ["float32"])[0][1:], found[1:])
+
+
 def refused(operator: str, inputs: list[Array], outputs: list[str], says: str, **attributes: float) -> None:
     with pytest.raises(Exception, match=says):
         compute(operator, inputs, outputs, **attributes)
@@ -291,6 +312,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     refused("AddNorm", [x, x[:1], w], ["float32"] * 2, "alike", epsilon=1e-5)
     refused("AddNorm", [x, x, w[:8]], ["float32"] * 2, "alike", epsilon=1e-5)
     refused("AddNorm", [x[:, :8], x[:, :8], w[:8]], ["float32"] * 2, "multiple of 16", epsilon=1e-5)
+    for weights in (x.T, w, np.zeros((16, 24), np.float32), np.zeros((2, 16, 16), np.float32)):
+        refused("Product", [x, weights], ["float32"], "multiples of 16")
+    refused("Product", [x[:, :8], x.T[:8]], ["float32"], "multiples of 16")
     refused("GatedGelu", [x, x[:1]], ["float32"], "alike")
     refused("GatedGelu", [x[:, :8], x[:, :8]], ["float32"], "multiple of 16")
     refused("ScaledAddNormCodesOfRows", [x, x, w, x[:1, :1]], ["float32"] * 3 + ["uint8", "float32"], "factor for each",
@@ -306,6 +330,7 @@ def test_nothing_gives_nothing() -> None:
     )
     empty = np.zeros((0, 16), np.float32)
     assert compute("GatedGelu", [empty, empty], ["float32"])[0].shape == (0, 16)
+    assert compute("Product", [empty[None], np.ones((16, 32), np.float32)], ["float32"])[0].shape == (1, 0, 32)
 
 
 def logits(graph: Path, ids: Array, mask: Array) -> Array:

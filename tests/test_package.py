@@ -151,7 +151,7 @@ def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_runtime_is_small_to_install() -> None:
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".c", ".h")]
-    assert sum(len(zlib.compress(path.read_bytes())) for path in files) < 4.2 * 10**5  # as a wheel holds them
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) < 4.3 * 10**5  # as a wheel holds them
     section = (ROOT / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("]")[0]
     assert re.findall(r'"([a-z]+)', section) == ["click", "numpy", "onnxruntime", "tokenizers"]
 

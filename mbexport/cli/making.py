@@ -166,6 +166,7 @@ def trt(  # noqa: PLR0913 (one parameter an option)
 @common_options
 def prepack(bundle: Path, precision: str, quiet: bool) -> None:
     """Pack the weights of BUNDLE for this kind of CPU: services start faster, and processes share them in memory."""
+    from mbexport.runtime.kernels import kernels
     from mbexport.runtime.prepacked import prepack as run
 
     with progress_bar("Packing", quiet=quiet) as progress:
@@ -173,7 +174,10 @@ def prepack(bundle: Path, precision: str, quiet: bool) -> None:
         folder = run(bundle, precision, progress)
         progress(1, 1, "weights")
     size = sum(path.stat().st_size for path in folder.iterdir())
-    click.echo(facts([("prepacked", f"{folder}: {size / 1e6:.1f} MB, for this kind of CPU and this ONNX Runtime")]))
+    rows = [("prepacked", f"{folder}: {size / 1e6:.1f} MB, for this kind of CPU and this ONNX Runtime")]
+    if kernels().library:
+        rows.append(("kernels", f"{kernels()}: they read weights as they lie, and gain little by this"))
+    click.echo(facts(rows))
 
 
 @click.command()

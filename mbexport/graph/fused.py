@@ -1,6 +1,6 @@
 """The ONNX Runtime dialect: the operators that are fastest there, some of them its own.
 
-What stands between products is called as functions of the domain ``mbexport``, whose bodies are such operators.
+FP32 products and what stands between them are functions of the domain ``mbexport``, whose bodies are such operators.
 Where the library of ``mbexport/native`` is registered, ONNX Runtime computes each call by one kernel of it; elsewhere
 it computes the bodies. Both are the same function, and one graph serves both.
 """

@@ -13,7 +13,7 @@ from mbexport.graph.builder import MICROSOFT, WIDTH_STEP, GraphBuilder, element_
 from mbexport.graph.layers import EMBEDDING_SCALES, biased, embed, linear, product, scaled
 from mbexport.graph.sites import Site
 
-CODES_OF_ROWS = "CodesOfRows"
+CODES_OF_ROWS, PRODUCT = "CodesOfRows", "Product"
 SMALLEST = np.float32(1e-30)  # largest magnitude of a row that is all zeros: what it is divided by
 
 
@@ -66,7 +66,7 @@ class Products:
 
 
 class IntegerProducts(Products):
-    """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared.
+    """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared; else PRODUCT.
 
     A site has one range for all tokens where a tensor ``SITE.step`` says what a code counts; elsewhere
     each token has its own, its largest magnitude. Neither depends on the other texts of a batch, as ONNX
@@ -126,14 +126,26 @@ class IntegerProducts(Products):
 
     def linear(self, x: Entered, path: str) -> ir.Value:
         """See :meth:`Products.linear`."""
-        if x.step is None:
-            return super().linear(x, path)
         b, name = self._b, path.rpartition(".")[-1]
+        if x.step is None:
+            return self._unquantized(x.value, path, name)
         codes, scale = b.weight(f"{path}.weight"), b.weight(f"{path}.weight_scale")
         y = b.op("MatMulIntegerToFloat", x.value, codes, x.step, scale, self._zero(), name=name, domain=MICROSOFT)
         if x.rows is not None:
             y = b.op("Mul", y, x.rows, name=f"{name}_by_row")
         return biased(b, y, path, name=name)
+
+    def _unquantized(self, x: ir.Value, path: str, name: str) -> ir.Value:
+        """A call, where mbexport's library has a kernel for the sizes."""
+        b, weight = self._b, self._b.weight(f"{path}.weight")
+        if element_type(weight) != ir.DataType.FLOAT or any(size % WIDTH_STEP for size in _sizes(weight)):
+            return super().linear(Entered(x), path)
+
+        def body(x: ir.Value, weight: ir.Value) -> tuple[ir.Value]:
+            return (b.op("MatMul", x, weight, name="product"),)
+
+        y = b.call(PRODUCT, x, weight, body=body, name=name)[0]
+        return biased(b, scaled(b, y, path), path, name=name)
 
     def tied(self, rows: ir.Value, last: str) -> ir.Value:
         """See :meth:`Products.tied`."""

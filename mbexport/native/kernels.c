@@ -8,23 +8,24 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#include "products.h"
+
+static const float LOG2_E = 1.44269504f; /* softmax takes powers of two, of scores by this */
 static const float UNSEEN = -3e38f; /* less than any score; what a key that is not seen scores is -inf */
 
-/* The polynomials of both functions were fitted for the least largest error: 1.9e-9 of e^r for |r| <= ln(2) / 2,
-   1.2e-9 of erf below 1, 2.1e-11 of -log(1 - erf) weighted by 1 - erf from there to 4. */
+/* The polynomials of both functions were fitted for the least largest error: 1.9e-9 of 2^r for |r| <= 1 / 2,
+   1.2e-9 of erf below 1, 3.0e-11 of -log2(1 - erf) weighted by 1 - erf from there to 4. */
 
-INLINE vec vec_exp(vec x) { /* 0 below -87.3 */
-  vec n = vec_round(vec_mul(vec_max(vec_all(-87.3f), x), vec_all(1.44269504f)));
-  vec r = vec_fma(n, vec_all(-0.693359375f), x); /* x - n ln 2, in two parts of ln 2 */
-  r = vec_fma(n, vec_all(2.12194440e-4f), r);
-  vec p = vec_all(1.383684225e-3f);
-  p = vec_fma(p, r, vec_all(8.374816022e-3f));
-  p = vec_fma(p, r, vec_all(4.166822565e-2f));
-  p = vec_fma(p, r, vec_all(1.666642017e-1f));
-  p = vec_fma(p, r, vec_all(0.4999999208f));
+INLINE vec vec_exp2(vec x) { /* 0 below -126 */
+  vec n = vec_round(x), r = vec_sub(x, n);
+  vec p = vec_all(1.534581201e-4f);
+  p = vec_fma(p, r, vec_all(1.339993122e-3f));
+  p = vec_fma(p, r, vec_all(9.618488957e-3f));
+  p = vec_fma(p, r, vec_all(5.550328777e-2f));
+  p = vec_fma(p, r, vec_all(0.2402264689f));
+  p = vec_fma(p, r, vec_all(0.6931472057f));
   p = vec_fma(p, r, vec_all(1.0f));
-  p = vec_fma(p, r, vec_all(1.0f));
-  return vec_where_less(x, vec_all(-87.3f), vec_all(0), vec_ldexp(p, n));
+  return vec_ldexp_from(x, vec_all(-126.0f), p, n);
 }
 
 INLINE vec vec_erf(vec x) {
@@ -36,15 +37,15 @@ INLINE vec vec_erf(vec x) {
   p = vec_fma(p, square, vec_all(1.128358526e-1f));
   p = vec_fma(p, square, vec_all(-3.761262584e-1f));
   p = vec_fma(p, square, vec_all(1.283791657e-1f));
-  vec q = vec_all(-2.169758972e-5f); /* log(1 - erf(a)) */
-  q = vec_fma(q, a, vec_all(4.414723308e-4f));
-  q = vec_fma(q, a, vec_all(-4.205282988e-3f));
-  q = vec_fma(q, a, vec_all(2.521033448e-2f));
-  q = vec_fma(q, a, vec_all(-1.084220904e-1f));
-  q = vec_fma(q, a, vec_all(-6.332164063e-1f));
-  q = vec_fma(q, a, vec_all(-1.129580306f));
-  q = vec_fma(q, a, vec_all(1.884666233e-4f));
-  vec above = vec_with_sign(vec_sub(vec_all(1.0f), vec_exp(q)), x);
+  vec q = vec_all(-3.130300509e-05f); /* log2(1 - erf(a)) */
+  q = vec_fma(q, a, vec_all(6.369099423e-04f));
+  q = vec_fma(q, a, vec_all(-6.066940912e-03f));
+  q = vec_fma(q, a, vec_all(3.637082453e-02f));
+  q = vec_fma(q, a, vec_all(-1.564200121e-01f));
+  q = vec_fma(q, a, vec_all(-9.135381692e-01f));
+  q = vec_fma(q, a, vec_all(-1.629639906e+00f));
+  q = vec_fma(q, a, vec_all(2.718998628e-04f));
+  vec above = vec_with_sign(vec_sub(vec_all(1.0f), vec_exp2(q)), x);
   return vec_where_less(a, vec_all(1.0f), vec_fma(p, x, x), above);
 }
 
@@ -59,12 +60,12 @@ INLINE void rotate(const float *x, const float *cosines, const float *sines, int
   }
 }
 
-static void rotate_keys(const struct attention *a, int64_t token) {
+static void gather(const struct attention *a, int64_t token) {
   int64_t text = token / a->length, place = token % a->length, half = a->head / 2;
-  const float *row = a->keys + token * a->heads * a->head;
   for (int64_t h = 0; h < a->heads; h++) {
-    float *out = a->rotated + ((text * a->heads + h) * a->length + place) * a->head;
-    rotate(row + h * a->head, a->cosines + place * half, a->sines + place * half, half, 1.0f, out);
+    int64_t from = (token * a->heads + h) * a->head, to = ((text * a->heads + h) * a->length + place) * a->head;
+    rotate(a->keys + from, a->cosines + place * half, a->sines + place * half, half, 1.0f, a->rotated + to);
+    memcpy(a->gathered + to, a->values + from, (size_t)a->head * sizeof(float));
   }
 }
 
@@ -163,7 +164,7 @@ INLINE vec mask(const struct attention *a, const uint8_t *real, int64_t key, int
   return vec_where_less(distance, vec_all((float)a->reach + 0.5f), scores, vec_all(-INFINITY));
 }
 
-/* Scores of [keys] keys from ``start`` on become e to them, less the largest so far; the sums so far shrink to match. */
+/* Scores of [keys] keys from ``start`` on become 2 to them, less the largest so far; the sums so far shrink to match. */
 INLINE void soften(const struct attention *a, struct block *b, const uint8_t *real, int64_t start, int64_t keys,
                    int64_t first, int64_t vectors) {
   for (int64_t c = 0; c < vectors; c++) {
@@ -178,12 +179,12 @@ INLINE void soften(const struct attention *a, struct block *b, const uint8_t *re
     vec_store(b->largest + c * LANES, largest);
     vec total = vec_all(0);
     for (int64_t j = some.begin; j < some.end; j++) {
-      vec x = vec_exp(vec_sub(vec_load(scores + j * QUERIES), largest));
+      vec x = vec_exp2(vec_sub(vec_load(scores + j * QUERIES), largest));
       vec_store(scores + j * QUERIES, x);
       total = vec_add(total, x);
     }
     float shrink[LANES];
-    vec factor = vec_exp(vec_sub(before, largest));
+    vec factor = vec_exp2(vec_sub(before, largest));
     vec_store(shrink, factor);
     vec_store(b->total + c * LANES, vec_fma(vec_load(b->total + c * LANES), factor, total));
     for (int64_t i = 0; i < LANES; i++) {
@@ -196,11 +197,10 @@ INLINE void soften(const struct attention *a, struct block *b, const uint8_t *re
 
 /* The mean of all values of a head: what a softmax over equally masked scores gives a query that sees no key. */
 static void average(const struct attention *a, int64_t task) {
-  int64_t h = task % a->heads, text = task / a->heads, hidden = a->heads * a->head;
-  const float *values = a->values + text * a->length * hidden + h * a->head;
+    const float *values = a->gathered + task * a->length * a->head;
   for (int64_t d = 0; d < a->head; d += LANES) {
     vec sum = vec_all(0);
-    for (int64_t j = 0; j < a->length; j++) sum = vec_add(sum, vec_load(values + j * hidden + d));
+    for (int64_t j = 0; j < a->length; j++) sum = vec_add(sum, vec_load(values + j * a->head + d));
     vec_store(a->means + task * a->head + d, vec_mul(sum, vec_all(1.0f / (float)a->length)));
   }
 }
@@ -212,7 +212,7 @@ INLINE void rotate_queries(const struct attention *a, const float *queries, int6
   for (int64_t i = 0; i < LANES; i++) {
     float *row = rows + i * WIDEST_HEAD;
     const float *cosines = a->cosines + (first + i) * half, *sines = a->sines + (first + i) * half;
-    if (i < count) rotate(queries + i * hidden, cosines, sines, half, a->scale, row);
+    if (i < count) rotate(queries + i * hidden, cosines, sines, half, a->scale * LOG2_E, row);
     else memset(row, 0, (size_t)a->head * sizeof(float));
   }
   for (int64_t d = 0; d < a->head; d += LANES) {
@@ -230,7 +230,7 @@ static void attend(const struct attention *a, int64_t task) {
   int64_t vectors = (count + LANES - 1) / LANES;
   const float *queries = a->queries + (text * a->length + first) * hidden + h * head;
   const float *keys = a->rotated + (text * a->heads + h) * a->length * head;
-  const float *values = a->values + text * a->length * hidden + h * head;
+  const float *values = a->gathered + (text * a->heads + h) * a->length * head;
   const uint8_t *real = a->real + text * a->length;
   float *out = a->out + (text * a->length + first) * hidden + h * head;
 
@@ -257,13 +257,13 @@ static void attend(const struct attention *a, int64_t task) {
     soften(a, &b, real, start, some, first, vectors);
     for (int64_t i = 0; i < count; i += SUM_ROWS) { /* rows from count on hold anything, and are not written out */
       struct span seen = in_reach(a, first + i, SUM_ROWS, start, some);
-      const float *shares = b.scores + seen.begin * QUERIES + i, *from = values + (start + seen.begin) * hidden;
+      const float *shares = b.scores + seen.begin * QUERIES + i, *from = values + (start + seen.begin) * head;
       float *sums = b.sums + i * WIDEST_HEAD;
       int64_t d = 0, seen_keys = seen.end - seen.begin;
 #if LANES == 16
-      for (; d + 64 <= head; d += 64) add_values(shares, from + d, hidden, seen_keys, 4, sums + d);
+      for (; d + 64 <= head; d += 64) add_values(shares, from + d, head, seen_keys, 4, sums + d);
 #endif
-      for (; d < head; d += 2 * LANES) add_values(shares, from + d, hidden, seen_keys, 2, sums + d);
+      for (; d < head; d += 2 * LANES) add_values(shares, from + d, head, seen_keys, 2, sums + d);
     }
   }
   for (int64_t i = 0; i < count; i++) {
@@ -336,7 +336,7 @@ static void encode(const struct codes *e, int64_t row, const float *x) {
 }
 
 #if LANES == 16
-const struct kernels avx512_kernels = {"AVX-512", rotate_keys, average, attend, add_norm, gate, encode};
+const struct kernels avx512_kernels = {"AVX-512", COLUMNS, gather, average, attend, multiply, add_norm, gate, encode};
 #else
-const struct kernels avx2_kernels = {"AVX2", rotate_keys, average, attend, add_norm, gate, encode};
+const struct kernels avx2_kernels = {"AVX2", COLUMNS, gather, average, attend, multiply, add_norm, gate, encode};
 #endif

@@ -18,7 +18,7 @@ struct attention {
   const float *queries, *keys, *values; /* [batch, length, heads * head] */
   const float *cosines, *sines;         /* [at least length, head / 2] */
   const uint8_t *real;                  /* [batch, length]: 0 for padding */
-  float *rotated;                       /* [batch, heads, length, head]: room for the keys */
+  float *rotated, *gathered;            /* [batch, heads, length, head]: room for keys and values, head by head */
   float *means;                         /* [batch, heads, head]: room for means of values; NULL without padding */
   float *out;                           /* as queries */
   int64_t batch, length, heads, head, reach;
@@ -50,12 +50,21 @@ struct codes {
   float step;
 };
 
+/* out = x weights. */
+struct product {
+  const float *x, *weights; /* [rows, depth], [depth, width]; depth and width multiples of WIDTH_STEP */
+  float *out;               /* [rows, width] */
+  int64_t rows, depth, width, rows_of_a_task;
+};
+
 struct kernels {
   const char *name;
-  void (*rotate_keys)(const struct attention *, int64_t token);         /* of batch * length */
-  void (*average)(const struct attention *, int64_t head);              /* of batch * heads; where there is padding */
-  void (*attend)(const struct attention *, int64_t task);               /* of attention_tasks */
-  void (*add_norm)(const struct norm *, int64_t row, float *normed);    /* that row's, as the others' rows */
+  int64_t columns; /* that one task of a product computes */
+  void (*gather)(const struct attention *, int64_t token);           /* of batch * length */
+  void (*average)(const struct attention *, int64_t head);           /* of batch * heads; where there is padding */
+  void (*attend)(const struct attention *, int64_t task);            /* of attention_tasks */
+  void (*multiply)(const struct product *, int64_t task);            /* of as many as their rows and columns make */
+  void (*add_norm)(const struct norm *, int64_t row, float *normed); /* that row's, as the others' rows */
   void (*gate)(const struct gated *, int64_t row, float *out);
   void (*encode)(const struct codes *, int64_t row, const float *x);
 };

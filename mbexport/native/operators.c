@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "onnxruntime_interface.h"
 
-enum { MOST_AXES = 4, KEYS_OF_A_TASK = 16, ROWS_OF_A_TASK = 8 };
+enum { MOST_AXES = 4, TOKENS_OF_A_TASK = 16, ROWS_OF_A_TASK = 8, MOST_ROWS_OF_A_PRODUCT = 128 };
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -96,10 +96,10 @@ static int64_t end_of(size_t task, int64_t each, int64_t count) {
   return end < count ? end : count;
 }
 
-static void rotate_task(void *data, size_t task) {
+static void gather_task(void *data, size_t task) {
   const struct attention *a = data;
-  int64_t end = end_of(task, KEYS_OF_A_TASK, a->batch * a->length);
-  for (int64_t i = (int64_t)task * KEYS_OF_A_TASK; i < end; i++) active->rotate_keys(a, i);
+  int64_t end = end_of(task, TOKENS_OF_A_TASK, a->batch * a->length);
+  for (int64_t i = (int64_t)task * TOKENS_OF_A_TASK; i < end; i++) active->gather(a, i);
 }
 
 static void average_task(void *data, size_t task) { active->average(data, (int64_t)task); }
@@ -129,14 +129,33 @@ static Status *attention(void *kernel, Context *context) {
   TRY(get_output(k, context, 0, q.sizes, q.rank, &a.out));
   if (q.count == 0) return NULL;
   int64_t means = a.batch * a.heads * head;
-  a.rotated = k->allocator->allocate(k->allocator, (size_t)(q.count + means) * sizeof(float));
-  if (!a.rotated) return CREATE_STATUS(k->ort)(OUT_OF_MEMORY, "mbexport: no memory for the rotated keys");
-  if (memchr(a.real, 0, (size_t)real.count)) a.means = a.rotated + q.count;
-  Status *status = in_parallel(k, context, rotate_task, portions(a.batch * a.length, KEYS_OF_A_TASK), &a);
+  a.rotated = k->allocator->allocate(k->allocator, (size_t)(2 * q.count + means) * sizeof(float));
+  if (!a.rotated) return CREATE_STATUS(k->ort)(OUT_OF_MEMORY, "mbexport: no memory for keys and values");
+  a.gathered = a.rotated + q.count;
+  if (memchr(a.real, 0, (size_t)real.count)) a.means = a.gathered + q.count;
+  Status *status = in_parallel(k, context, gather_task, portions(a.batch * a.length, TOKENS_OF_A_TASK), &a);
   if (!status && a.means) status = in_parallel(k, context, average_task, a.batch * a.heads, &a);
   if (!status) status = in_parallel(k, context, attend_task, attention_tasks(&a), &a);
   k->allocator->release(k->allocator, a.rotated);
   return status;
+}
+
+static void multiply_task(void *data, size_t task) { active->multiply(data, (int64_t)task); }
+
+static Status *product(void *kernel, Context *context) {
+  const Kernel *k = kernel;
+  Tensor x, weights;
+  TRY(get_input(k, context, 0, &x));
+  TRY(get_input(k, context, 1, &weights));
+  if (!x.rank || weights.rank != 2 || weights.rows != x.width || x.width % WIDTH_STEP || weights.width % WIDTH_STEP)
+    return refuse(k, "mbexport: factors must be [..., in] and [in, out], both multiples of 16");
+  struct product m = {.x = x.data, .weights = weights.data, .rows = x.rows, .depth = x.width, .width = weights.width};
+  x.sizes[x.rank - 1] = weights.width;
+  TRY(get_output(k, context, 0, x.sizes, x.rank, &m.out));
+  int64_t chunks = portions(m.rows, MOST_ROWS_OF_A_PRODUCT);
+  if (chunks) m.rows_of_a_task = portions(portions(m.rows, chunks), ROWS_OF_A_TASK) * ROWS_OF_A_TASK;
+  int64_t tasks = chunks ? portions(m.rows, m.rows_of_a_task) * portions(m.width, active->columns) : 0;
+  return in_parallel(k, context, multiply_task, tasks, &m);
 }
 
 /* What is computed row by row: a sum and its norm, or a gated value, or neither; and codes of it, or none. */
@@ -305,6 +324,7 @@ static const Definition definitions[] = {
     DEFINE("LocalWindows", "b", 1, "iifiiibi", "", local_windows),
     DEFINE("SightedWindows", "b", 1, "iifiiibibb", "", sighted_windows),
     DEFINE("GlobalMask", "b", 1, "bbfff", "", global_mask),
+    DEFINE("Product", "ff", 2, "f", "", product),
     DEFINE("AddNorm", "fff", 3, "ff", "e", add_norm),
     DEFINE("AddNormCodes", "ffff", 4, "fFu", "elS", add_norm),
     DEFINE("AddNormCodesOfRows", "fff", 3, "fFuf", "elR", add_norm),

@@ -21,8 +21,10 @@ static inline vec vec_abs(vec a) { return _mm512_abs_ps(a); }
 static inline vec vec_round(vec a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* a * 2^n for whole n from -126 to 127 */
-static inline vec vec_ldexp(vec a, vec n) { return _mm512_scalef_ps(a, n); }
+/* a * 2^n for whole n from -126 to 127, by lane: 0 where x < least */
+static inline vec vec_ldexp_from(vec x, vec least, vec a, vec n) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), a, n);
+}
 static inline vec vec_with_sign(vec magnitude, vec sign) {
   __m512i bits = _mm512_set1_epi32(INT32_MAX); /* of the magnitude */
   return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, _mm512_castps_si512(magnitude),
@@ -68,9 +70,10 @@ static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 static inline vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 static inline vec vec_abs(vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 static inline vec vec_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline vec vec_ldexp(vec a, vec n) {
+static inline vec vec_ldexp_from(vec x, vec least, vec a, vec n) {
   __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  vec y = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  return _mm256_and_ps(y, _mm256_cmp_ps(x, least, _CMP_NLT_UQ));
 }
 static inline vec vec_with_sign(vec magnitude, vec sign) {
   __m256 bit = _mm256_set1_ps(-0.0f);
