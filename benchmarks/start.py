@@ -26,7 +26,7 @@ import onnxruntime
 
 from mbexport import export_onnx
 from mbexport.bench.machine import processor
-from mbexport.runtime.kernels import OFF, VARIABLE
+from mbexport.runtime.kernels import AUTO, OFF, VARIABLE
 from mbexport.runtime.prepacked import prepack
 
 try:
@@ -94,11 +94,12 @@ def main() -> None:
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
     """What starts meanwhile goes without mbexport's kernels."""
+    before = os.environ.get(VARIABLE, AUTO)
     os.environ[VARIABLE] = OFF
     try:
         yield
     finally:
-        del os.environ[VARIABLE]
+        os.environ[VARIABLE] = before
 
 
 def whole_process(code: str, path: Path) -> float:

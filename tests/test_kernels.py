@@ -147,6 +147,28 @@ def test_attention_says_what_is_not_a_number() -> None:
 
 
 @pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("length", [1, 3])
+def test_where_all_scores_are_minus_infinity_there_is_no_softmax(length: int) -> None:
+    inputs = attention_inputs(2, length, 64)
+    for array, value in zip(inputs, (1e25, -1e25, None, 1, 0, True), strict=True):
+        if value is not None:
+            array[:] = value
+    assert np.isnan(local(inputs, 64, 64)).all()
+    inputs[5][1] = False  # a text of padding only takes the mean of its values
+    found = local(inputs, 64, 64)
+    assert np.isnan(found[0]).all()
+    assert np.abs(found[1] - inputs[2][1].mean(axis=0)).max() < 1e-6
+
+
+@pytest.mark.usefixtures("chosen")
+def test_no_reach_is_too_far() -> None:
+    inputs = attention_inputs(1, 200, 64)
+    far = local(inputs, 2**63 - 1, 64)
+    np.testing.assert_array_equal(far, local(inputs, 200, 64))
+    assert np.abs(far - local(inputs, 64, 64)).max() > 0.1  # the control
+
+
+@pytest.mark.usefixtures("chosen")
 def test_scores_far_apart_stay_finite() -> None:
     inputs = attention_inputs(1, 300, 64)
     inputs[0] *= 1e4
@@ -257,6 +279,8 @@ def test_codes_of_a_gated_value_are_as_if_made_apart() -> None:
         np.testing.assert_array_equal(one, other)
     step = np.float32(0.02)
     found = compute("GatedGeluCodes", [x, gate, np.array(step)], ["float32", "uint8"], levels=127.0)
+    alone = compute("GatedGeluCodes", [x, gate, np.array(step)], ["", "uint8"], levels=127.0)
+    np.testing.assert_array_equal(alone[0], found[1])
     np.testing.assert_array_equal(found[0], gated)
     assert np.abs(found[1] - np.clip(gated.astype(np.float64) / step + 128, 0, 255)).max() <= 0.5 + 1e-4
     assert np.abs(found[1] - np.clip(x.astype(np.float64) / step + 128, 0, 255)).max() > 1  # the control
@@ -265,7 +289,16 @@ def test_codes_of_a_gated_value_are_as_if_made_apart() -> None:
 @pytest.mark.usefixtures("chosen")
 @pytest.mark.parametrize(
     ("rows", "depth", "width"),
-    [(1, 16, 16), (5, 32, 48), (8, 768, 96), (9, 784, 112), (128, 48, 80), (129, 64, 64), (31, 1552, 64)],
+    [
+        (1, 16, 16),
+        (5, 32, 48),
+        (8, 768, 96),
+        (9, 784, 112),
+        (128, 48, 80),
+        (129, 64, 64),
+        (300, 32, 48),
+        (31, 1552, 64),
+    ],
 )
 def test_products_equal_their_definition(rows: int, depth: int, width: int) -> None:
     rng = np.random.default_rng(rows)
@@ -275,12 +308,15 @@ def test_products_equal_their_definition(rows: int, depth: int, width: int) -> N
     exact = x.astype(np.float64) @ weights
     assert found.shape == exact.shape
     assert np.abs(found - exact).max() < 1e-6 * depth
-    for changed in (x[::-1] @ weights, x @ weights[::-1], x @ weights[:, ::-1]):
-        assert rows == 1 or np.abs(changed - exact).max() > 1  # the controls
+    controls = [x @ weights[::-1], x @ weights[:, ::-1], *([x[::-1] @ weights] if rows > 1 else [])]
+    assert all(np.abs(control - exact).max() > 1 for control in controls)
     apart = compute("Product", [x[-1:], weights], ["float32"])[0]
     np.testing.assert_array_equal(apart, found[-1:])  # whatever else is in a batch
     x[0, 0] = np.nan
-    np.testing.assert_array_equal(compute("Product", [x, weights], ["float32"])[0][1:], found[1:])
+    spoiled = compute("Product", [x[None, None], weights], ["float32"])[0]
+    assert spoiled.shape == (1, 1, rows, width)
+    assert np.isnan(spoiled[0, 0, 0]).all()
+    np.testing.assert_array_equal(spoiled[0, 0, 1:], found[1:])
 
 
 def refused(operator: str, inputs: list[Array], outputs: list[str], says: str, **attributes: float) -> None:
@@ -312,9 +348,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     refused("AddNorm", [x, x[:1], w], ["float32"] * 2, "alike", epsilon=1e-5)
     refused("AddNorm", [x, x, w[:8]], ["float32"] * 2, "alike", epsilon=1e-5)
     refused("AddNorm", [x[:, :8], x[:, :8], w[:8]], ["float32"] * 2, "multiple of 16", epsilon=1e-5)
-    for weights in (x.T, w, np.zeros((16, 24), np.float32), np.zeros((2, 16, 16), np.float32)):
-        refused("Product", [x, weights], ["float32"], "multiples of 16")
-    refused("Product", [x[:, :8], x.T[:8]], ["float32"], "multiples of 16")
+    square = np.zeros((16, 16), np.float32)
+    for one, other in ((x, w), (x, square[:8]), (x, square[None]), (x[:, :0], square[:0])):
+        refused("Product", [one, other], ["float32"], "must be .* and .in, out.")
+    for one, other in ((x, square[:, :8]), (x[:, :8], square[:8])):
+        refused("Product", [one, other], ["float32"], "multiple of 16")
     refused("GatedGelu", [x, x[:1]], ["float32"], "alike")
     refused("GatedGelu", [x[:, :8], x[:, :8]], ["float32"], "multiple of 16")
     refused("ScaledAddNormCodesOfRows", [x, x, w, x[:1, :1]], ["float32"] * 3 + ["uint8", "float32"], "factor for each",
@@ -361,8 +399,9 @@ def test_a_graph_of_every_bundle_calls_the_kernels(example_bundle: Path, tmp_pat
     onnxruntime.InferenceSession(str(example_bundle / "onnx/model_ort.onnx"), options)
     nodes = onnx.load(tmp_path / "resolved.onnx", load_external_data=False).graph.node
     kinds = [node.op_type for node in nodes]
-    counts = {kind: kinds.count(kind) for kind in ("LocalAttention", "GlobalAttention", "AddNorm", "GatedGelu")}
-    assert counts == {"LocalAttention": 4, "GlobalAttention": 2, "AddNorm": 12, "GatedGelu": 6}
+    wanted = {"LocalAttention": 4, "GlobalAttention": 2, "AddNorm": 12, "GatedGelu": 6, "Product": 42}
+    assert {kind: kinds.count(kind) for kind in wanted} == wanted
+    assert not [node.name for node in nodes if node.op_type == "MatMul" and node.name.startswith("layers.")]
     assert not {"Attention", "MultiHeadAttention", "RotaryEmbedding", "If"} & set(kinds)
 
 
@@ -418,6 +457,11 @@ def test_sizes_without_kernels_go_without(
     if "intermediate_size" in config:
         add_int8(tmp_path / "bundle", "model_int8.onnx")
         graphs.append(tmp_path / "bundle/onnx/model_int8.onnx")
+        products = {
+            node.name: node.op_type for node in onnx.load(graphs[0]).graph.node if node.name.startswith("layers.0/")
+        }
+        assert products["layers.0/mlp/Wi_gate"] == products["layers.0/mlp/Wo"] == "MatMul"
+        assert products["layers.0/attn/Wq"] == "Product"
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(5, 50, (2, 150)), np.ones((2, 150), np.int64)
     mask[0, 100:] = 0

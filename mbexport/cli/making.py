@@ -166,6 +166,7 @@ def trt(  # noqa: PLR0913 (one parameter an option)
 @common_options
 def prepack(bundle: Path, precision: str, quiet: bool) -> None:
     """Pack the weights of BUNDLE for this kind of CPU: services start faster, and processes share them in memory."""
+    from mbexport.bench.contenders import FUSED_GRAPH
     from mbexport.runtime.kernels import kernels
     from mbexport.runtime.prepacked import prepack as run
 
@@ -175,8 +176,8 @@ def prepack(bundle: Path, precision: str, quiet: bool) -> None:
         progress(1, 1, "weights")
     size = sum(path.stat().st_size for path in folder.iterdir())
     rows = [("prepacked", f"{folder}: {size / 1e6:.1f} MB, for this kind of CPU and this ONNX Runtime")]
-    if kernels().library:
-        rows.append(("kernels", f"{kernels()}: they read weights as they lie, and gain little by this"))
+    if kernels().library and folder.name == Path(FUSED_GRAPH).stem:
+        rows.append(("kernels", f"{kernels()}: they read the layers' weights as they lie, and gain little by this"))
     click.echo(facts(rows))
 
 

@@ -1,8 +1,8 @@
 """The ONNX Runtime dialect: the operators that are fastest there, some of them its own.
 
-FP32 products and what stands between them are functions of the domain ``mbexport``, whose bodies are such operators.
-Where the library of ``mbexport/native`` is registered, ONNX Runtime computes each call by one kernel of it; elsewhere
-it computes the bodies. Both are the same function, and one graph serves both.
+FP32 products of the layers, and what stands between them, are functions of the domain ``mbexport``, whose bodies are
+such operators. Where the library of ``mbexport/native`` is registered, ONNX Runtime computes each call by one kernel of
+it; elsewhere it computes the bodies. Both are the same function, and one graph serves both.
 """
 
 from __future__ import annotations

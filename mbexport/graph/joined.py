@@ -66,8 +66,9 @@ def _join(model: ir.Model, node: ir.Node) -> None:
 def name_results(model: ir.Model) -> None:
     """Have joined calls give all that they compute, by the names that it had before."""
     for node in model.graph:
-        for value, name in zip(node.outputs, json.loads(node.metadata_props.get(RESULTS, "[]")), strict=False):
-            value.name = name
+        if RESULTS in node.metadata_props:
+            for value, name in zip(node.outputs, json.loads(node.metadata_props[RESULTS]), strict=True):
+                value.name = name
 
 
 def _scaling(node: ir.Node) -> ir.Node | None:

@@ -66,7 +66,7 @@ class Products:
 
 
 class IntegerProducts(Products):
-    """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared; else PRODUCT.
+    """ONNX Runtime's products of uint8 activations with int8 matrices, where those were prepared; else calls.
 
     A site has one range for all tokens where a tensor ``SITE.step`` says what a code counts; elsewhere
     each token has its own, its largest magnitude. Neither depends on the other texts of a batch, as ONNX

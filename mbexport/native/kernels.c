@@ -110,15 +110,15 @@ INLINE void score(const float *keys, int64_t rows, const float *queries, int64_t
   if (c < vectors) score_tile(keys, rows, queries + c * LANES, head, 1, scores + c * LANES);
 }
 
-/* sums [SUM_ROWS, stride WIDEST_HEAD] += shares [keys, QUERIES]^T, of as many queries, times values [keys, stride] */
-INLINE void add_values(const float *shares, const float *values, int64_t stride, int64_t keys, int vectors,
+/* sums [SUM_ROWS, stride WIDEST_HEAD] += shares [keys, QUERIES]^T, of as many queries, times values [keys, head] */
+INLINE void add_values(const float *shares, const float *values, int64_t head, int64_t keys, int vectors,
                        float *sums) {
   vec held[SUM_ROWS][SUM_VECTORS];
   for (int r = 0; r < SUM_ROWS; r++)
     for (int c = 0; c < vectors; c++) held[r][c] = vec_load(sums + r * WIDEST_HEAD + c * LANES);
   for (int64_t j = 0; j < keys; j++) {
     vec value[SUM_VECTORS];
-    for (int c = 0; c < vectors; c++) value[c] = vec_load(values + j * stride + c * LANES);
+    for (int c = 0; c < vectors; c++) value[c] = vec_load(values + j * head + c * LANES);
     for (int r = 0; r < SUM_ROWS; r++) {
       vec share = vec_all(shares[j * QUERIES + r]);
       for (int c = 0; c < vectors; c++) held[r][c] = vec_fma(share, value[c], held[r][c]);
@@ -156,7 +156,7 @@ INLINE struct span scored(const struct attention *a, int64_t first, int64_t star
   return in_reach(a, first - SUM_ROWS + 1, LANES + 2 * (SUM_ROWS - 1), start, keys);
 }
 
-/* Scores of keys that a query does not see become -inf; vector ``c`` of the queries, whose first stands at ``first``. */
+/* Scores of keys that a query does not see become -inf; of a vector of queries, whose first stands at ``first``. */
 INLINE vec mask(const struct attention *a, const uint8_t *real, int64_t key, int64_t first, vec scores) {
   if (!real[key]) return vec_all(-INFINITY);
   if (a->reach < 0 || (key - first <= a->reach && first + LANES - 1 - key <= a->reach)) return scores;
@@ -164,7 +164,7 @@ INLINE vec mask(const struct attention *a, const uint8_t *real, int64_t key, int
   return vec_where_less(distance, vec_all((float)a->reach + 0.5f), scores, vec_all(-INFINITY));
 }
 
-/* Scores of [keys] keys from ``start`` on become 2 to them, less the largest so far; the sums so far shrink to match. */
+/* Scores of [keys] keys from ``start`` on become 2 to them, less the largest so far; sums so far shrink to match. */
 INLINE void soften(const struct attention *a, struct block *b, const uint8_t *real, int64_t start, int64_t keys,
                    int64_t first, int64_t vectors) {
   for (int64_t c = 0; c < vectors; c++) {
@@ -197,12 +197,20 @@ INLINE void soften(const struct attention *a, struct block *b, const uint8_t *re
 
 /* The mean of all values of a head: what a softmax over equally masked scores gives a query that sees no key. */
 static void average(const struct attention *a, int64_t task) {
-    const float *values = a->gathered + task * a->length * a->head;
+  const float *values = a->gathered + task * a->length * a->head;
   for (int64_t d = 0; d < a->head; d += LANES) {
     vec sum = vec_all(0);
     for (int64_t j = 0; j < a->length; j++) sum = vec_add(sum, vec_load(values + j * a->head + d));
     vec_store(a->means + task * a->head + d, vec_mul(sum, vec_all(1.0f / (float)a->length)));
   }
+}
+
+/* Whether there is a key that the query at a place sees. */
+INLINE int sees_some(const struct attention *a, const uint8_t *real, int64_t place) {
+  struct span s = in_reach(a, place, 1, 0, a->length);
+  for (int64_t j = s.begin; j < s.end; j++)
+    if (real[j]) return 1;
+  return 0;
 }
 
 /* A vector of queries of one head, those behind the last as zeros: rotated, scaled, transposed to [head, QUERIES]. */
@@ -267,11 +275,11 @@ static void attend(const struct attention *a, int64_t task) {
     }
   }
   for (int64_t i = 0; i < count; i++) {
-    if (b.total[i] == 0) {
+    if (b.total[i] == 0 && !sees_some(a, real, first + i)) {
       memcpy(out + i * hidden, a->means + (text * a->heads + h) * head, (size_t)head * sizeof(float));
       continue;
     }
-    vec share = vec_all(1.0f / b.total[i]);
+    vec share = vec_all(b.total[i] == 0 ? NAN : 1.0f / b.total[i]); /* nothing but scores of -inf have no softmax */
     for (int64_t d = 0; d < head; d += LANES)
       vec_store(out + i * hidden + d, vec_mul(vec_load(b.sums + i * WIDEST_HEAD + d), share));
   }
@@ -336,7 +344,9 @@ static void encode(const struct codes *e, int64_t row, const float *x) {
 }
 
 #if LANES == 16
-const struct kernels avx512_kernels = {"AVX-512", COLUMNS, gather, average, attend, multiply, add_norm, gate, encode};
+const struct kernels avx512_kernels = {"AVX-512", TILE_ROWS, COLUMNS,
+                                       gather, average, attend, multiply, add_norm, gate, encode};
 #else
-const struct kernels avx2_kernels = {"AVX2", COLUMNS, gather, average, attend, multiply, add_norm, gate, encode};
+const struct kernels avx2_kernels = {"AVX2", TILE_ROWS, COLUMNS,
+                                       gather, average, attend, multiply, add_norm, gate, encode};
 #endif

@@ -6,7 +6,7 @@
 
 enum {
   QUERIES = 48,    /* a task's, of attention: three vectors of AVX-512, six of AVX2 */
-  KEYS = 192,      /* that are scored at a time: a task's queries and a window of 64 on either side see 175 */
+  KEYS = 192,      /* that are scored at a time: a task's queries and a window of 64 on either side see 176 */
   WIDEST_HEAD = 128,
   HEAD_STEP = 32,  /* heads are a multiple of it wide: two vectors of AVX-512 for either half that rotates */
   WIDTH_STEP = 16, /* and other rows of this */
@@ -59,11 +59,11 @@ struct product {
 
 struct kernels {
   const char *name;
-  int64_t columns; /* that one task of a product computes */
+  int64_t tile_rows, columns; /* of products: rows that are multiplied together, columns of a task */
   void (*gather)(const struct attention *, int64_t token);           /* of batch * length */
   void (*average)(const struct attention *, int64_t head);           /* of batch * heads; where there is padding */
   void (*attend)(const struct attention *, int64_t task);            /* of attention_tasks */
-  void (*multiply)(const struct product *, int64_t task);            /* of as many as their rows and columns make */
+  void (*multiply)(const struct product *, int64_t task);            /* of those of its rows times those of its columns, these first */
   void (*add_norm)(const struct norm *, int64_t row, float *normed); /* that row's, as the others' rows */
   void (*gate)(const struct gated *, int64_t row, float *out);
   void (*encode)(const struct codes *, int64_t row, const float *x);

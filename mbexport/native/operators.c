@@ -19,6 +19,7 @@ static const struct kernels *active;
 typedef struct {
   Interface ort;
   Allocator *allocator;
+  const struct kernels *kernels; /* those that were chosen when the session was made */
   int64_t heads, reach;
   float scale, epsilon, levels;
   int scales;                          /* whether updates have a factor for each row */
@@ -84,9 +85,15 @@ static int same_shape(const Tensor *a, const Tensor *b) {
   return a->rank == b->rank && !memcmp(a->sizes, b->sizes, a->rank * sizeof *a->sizes);
 }
 
+typedef struct {
+  const struct kernels *kernels;
+  const void *data;
+} Job;
+
 static Status *in_parallel(const Kernel *k, const Context *context, void (*task)(void *, size_t), int64_t tasks,
-                           void *data) {
-  return tasks ? PARALLEL_FOR(k->ort)(context, task, (size_t)tasks, 0, data) : NULL;
+                           const void *data) {
+  Job job = {k->kernels, data};
+  return tasks ? PARALLEL_FOR(k->ort)(context, task, (size_t)tasks, 0, &job) : NULL;
 }
 
 static int64_t portions(int64_t count, int64_t each) { return (count + each - 1) / each; }
@@ -96,15 +103,20 @@ static int64_t end_of(size_t task, int64_t each, int64_t count) {
   return end < count ? end : count;
 }
 
-static void gather_task(void *data, size_t task) {
-  const struct attention *a = data;
+static void gather_task(void *job, size_t task) {
+  const struct kernels *kernels = ((const Job *)job)->kernels;
+  const struct attention *a = ((const Job *)job)->data;
   int64_t end = end_of(task, TOKENS_OF_A_TASK, a->batch * a->length);
-  for (int64_t i = (int64_t)task * TOKENS_OF_A_TASK; i < end; i++) active->gather(a, i);
+  for (int64_t i = (int64_t)task * TOKENS_OF_A_TASK; i < end; i++) kernels->gather(a, i);
 }
 
-static void average_task(void *data, size_t task) { active->average(data, (int64_t)task); }
+static void average_task(void *job, size_t task) {
+  ((const Job *)job)->kernels->average(((const Job *)job)->data, (int64_t)task);
+}
 
-static void attend_task(void *data, size_t task) { active->attend(data, (int64_t)task); }
+static void attend_task(void *job, size_t task) {
+  ((const Job *)job)->kernels->attend(((const Job *)job)->data, (int64_t)task);
+}
 
 static Status *attention(void *kernel, Context *context) {
   const Kernel *k = kernel;
@@ -124,7 +136,7 @@ static Status *attention(void *kernel, Context *context) {
       .queries = q.data, .keys = keys.data, .values = values.data,
       .cosines = cosines.data, .sines = sines.data, .real = real.data,
       .batch = q.sizes[0], .length = q.sizes[1], .heads = k->heads, .head = head,
-      .reach = k->reach, .scale = k->scale,
+      .reach = k->reach < q.sizes[1] ? k->reach : q.sizes[1], .scale = k->scale,
   };
   TRY(get_output(k, context, 0, q.sizes, q.rank, &a.out));
   if (q.count == 0) return NULL;
@@ -140,21 +152,26 @@ static Status *attention(void *kernel, Context *context) {
   return status;
 }
 
-static void multiply_task(void *data, size_t task) { active->multiply(data, (int64_t)task); }
+static void multiply_task(void *job, size_t task) {
+  ((const Job *)job)->kernels->multiply(((const Job *)job)->data, (int64_t)task);
+}
 
 static Status *product(void *kernel, Context *context) {
   const Kernel *k = kernel;
   Tensor x, weights;
   TRY(get_input(k, context, 0, &x));
   TRY(get_input(k, context, 1, &weights));
-  if (!x.rank || weights.rank != 2 || weights.rows != x.width || x.width % WIDTH_STEP || weights.width % WIDTH_STEP)
-    return refuse(k, "mbexport: factors must be [..., in] and [in, out], both multiples of 16");
+  if (!x.rank || !x.width || weights.rank != 2 || weights.rows != x.width)
+    return refuse(k, "mbexport: factors must be [..., in] and [in, out]");
+  if (x.width % WIDTH_STEP || weights.width % WIDTH_STEP)
+    return refuse(k, "mbexport: the last axis of both factors must be a multiple of 16");
   struct product m = {.x = x.data, .weights = weights.data, .rows = x.rows, .depth = x.width, .width = weights.width};
   x.sizes[x.rank - 1] = weights.width;
   TRY(get_output(k, context, 0, x.sizes, x.rank, &m.out));
-  int64_t chunks = portions(m.rows, MOST_ROWS_OF_A_PRODUCT);
-  if (chunks) m.rows_of_a_task = portions(portions(m.rows, chunks), ROWS_OF_A_TASK) * ROWS_OF_A_TASK;
-  int64_t tasks = chunks ? portions(m.rows, m.rows_of_a_task) * portions(m.width, active->columns) : 0;
+  if (!m.rows) return NULL;
+  int64_t rows = portions(m.rows, portions(m.rows, MOST_ROWS_OF_A_PRODUCT)), tile = k->kernels->tile_rows;
+  m.rows_of_a_task = portions(rows, tile) * tile;
+  int64_t tasks = portions(m.rows, m.rows_of_a_task) * portions(m.width, k->kernels->columns);
   return in_parallel(k, context, multiply_task, tasks, &m);
 }
 
@@ -169,18 +186,23 @@ struct rows {
   int64_t count, width;
 };
 
-static void rows_task(void *data, size_t task) {
-  const struct rows *r = data;
+static void rows_task(void *job, size_t task) {
+  const struct kernels *kernels = ((const Job *)job)->kernels;
+  const struct rows *r = ((const Job *)job)->data;
   int64_t end = end_of(task, ROWS_OF_A_TASK, r->count);
   for (int64_t i = (int64_t)task * ROWS_OF_A_TASK; i < end; i++) {
-    float *out = r->out ? r->out + i * r->width : r->room + (int64_t)task * r->width;
-    if (r->norm.sum) active->add_norm(&r->norm, i, out);
-    if (r->gated.x) active->gate(&r->gated, i, out);
-    if (r->codes.out) active->encode(&r->codes, i, r->given ? r->given + i * r->width : out);
+    const float *row = r->given ? r->given + i * r->width : NULL;
+    if (!row) {
+      float *out = r->out ? r->out + i * r->width : r->room + (int64_t)task * r->width;
+      if (r->norm.sum) kernels->add_norm(&r->norm, i, out);
+      else kernels->gate(&r->gated, i, out);
+      row = out;
+    }
+    if (r->codes.out) kernels->encode(&r->codes, i, row);
   }
 }
 
-/* Computes rows as wide as ``x``, of which codes are made, if any; the step is input ``input``, the codes ``output``. */
+/* Computes rows as wide as ``x``, and codes of them, if any; the step is input ``input``, the codes ``output``. */
 static Status *compute_rows(const Kernel *k, Context *context, size_t input, size_t output, const Tensor *x,
                             struct rows *r) {
   Tensor step, one = *x;
@@ -269,7 +291,13 @@ static const char *provider(const Operator *o) { return (void)o, NULL; }
 static int default_memory(const Operator *o, size_t i) { return (void)o, (void)i, 0; }
 static int one(const Operator *o) { return (void)o, 1; }
 static ElementType type(char letter) {
-  return letter == 'f' || letter == 'F' ? FLOAT : letter == 'b' ? BOOL : letter == 'i' ? INT64 : letter == 'u' ? UINT8 : ANY_TYPE;
+  switch (letter) {
+    case 'f': case 'F': return FLOAT;
+    case 'b': return BOOL;
+    case 'i': return INT64;
+    case 'u': return UINT8;
+    default: return ANY_TYPE;
+  }
 }
 static ElementType input_type(const Operator *o, size_t i) { return type(definition(o)->inputs[i]); }
 static size_t input_count(const Operator *o) { return strlen(definition(o)->inputs); }
@@ -301,6 +329,7 @@ static Status *create(const Operator *o, Interface ort, const Info *info, void *
   Kernel *k = calloc(1, sizeof *k);
   if (!k) return CREATE_STATUS(ort)(OUT_OF_MEMORY, "mbexport: no memory for an operator");
   k->ort = ort;
+  k->kernels = active;
   k->reach = -1;
   Status *status = read_attributes(k, definition(o)->attributes, info);
   if (status)

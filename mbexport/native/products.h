@@ -1,7 +1,7 @@
 /* Products with a matrix of weights; part of kernels.c.
 
    Weights are read where they lie, row by row, so that a file that is mapped needs no other form of them: a task copies
-   the columns that it multiplies while it does so the first time, and has those of the next task fetched meanwhile. */
+   the columns that it multiplies by while it does so the first time, and has those of the next task fetched meanwhile. */
 #pragma once
 
 enum {
@@ -17,7 +17,7 @@ enum {
 /* The columns of one task, from some row of the weights on. */
 struct panel {
   const float *weights;              /* [depth, stride] */
-  const float *next;                 /* the same of the task behind; NULL for none */
+  const float *next;                 /* the same of the next task; NULL for none */
   int64_t depth, stride;
   float *copy;                       /* [depth, COLUMNS] */
 };
@@ -29,7 +29,7 @@ struct panel {
 INLINE void multiply_tile(const struct panel *p, const float *x, int64_t x_stride, int64_t rows, int vectors, int first,
                           int adds, int64_t from, int64_t fetched, float *out) {
   vec sums[TILE_ROWS][TILE_VECTORS];
-  const float *row[TILE_ROWS], *next = p->next + from * p->stride;
+  const float *row[TILE_ROWS], *next = fetched ? p->next + from * p->stride : NULL;
   for (int r = 0; r < TILE_ROWS; r++) {
     row[r] = x + (r < rows ? r : 0) * x_stride; /* the last rows may be computed in vain */
     for (int c = 0; c < vectors; c++)
@@ -89,7 +89,9 @@ static void multiply(const struct product *m, int64_t task) {
     const float *x = m->x + first * m->depth + begin;
     float *out = m->out + first * m->width + column;
     if (vectors == TILE_VECTORS) multiply_rows(&p, x, m->depth, rows, TILE_VECTORS, begin > 0, out);
+#if LANES == 16 /* the width is a multiple of 16: by 8 lanes there is nothing left */
     else if (vectors == 2) multiply_rows(&p, x, m->depth, rows, 2, begin > 0, out);
     else multiply_rows(&p, x, m->depth, rows, 1, begin > 0, out);
+#endif
   }
 }

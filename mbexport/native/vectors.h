@@ -21,7 +21,7 @@ static inline vec vec_abs(vec a) { return _mm512_abs_ps(a); }
 static inline vec vec_round(vec a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* a * 2^n for whole n from -126 to 127, by lane: 0 where x < least */
+/* a * 2^n for whole n from -126 to 127, by lane: 0 where x < least; NaN stays NaN */
 static inline vec vec_ldexp_from(vec x, vec least, vec a, vec n) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), a, n);
 }

@@ -21,7 +21,7 @@ NAMES = ("AVX-512", "AVX2")
 
 @dataclass(frozen=True)
 class Kernels:
-    """What computes FP32 products, and what stands between products, in sessions on the CPU.
+    """What computes the layers' FP32 products, and what stands between products, in sessions on the CPU.
 
     Attributes:
         name: the instruction set, None where ONNX Runtime's own operators do.

@@ -301,8 +301,8 @@ def load(
         threads: cores to use; None leaves them to ONNX Runtime, and takes for texts side by side
             all that this process may use.
         share_cores: on a CPU, whether texts of one call may run side by side, one core each. It is faster;
-            the first such call waits for a second session to load, and from then on the packed
-            weights are in memory twice.
+            the first such call waits for a second session to load, and from then on weights that ONNX
+            Runtime packs (without mbexport's kernels, or of INT8) are in memory twice.
 
     Raises:
         BundleError: no bundle there, a file of it missing, cut short or changed, a graph of another task or with

@@ -250,6 +250,7 @@ def test_parts_of_a_profile(example_bundle: Path) -> None:
     spec, _ = parse_config(json.loads((example_bundle / "config.json").read_text()))
     cases = {
         ("layers.0/attn/Wq", "MatMul"): parts.PRODUCTS,
+        ("layers.0/attn/Wk", "Product"): parts.PRODUCTS,
         ("layers.1/mlp/Wi_gate", "MatMul"): parts.PRODUCTS,
         ("decoder/tied", "Gemm"): parts.PRODUCTS,
         ("layers.0/attn/out_then/flash_else/attended", "MultiHeadAttention"): parts.GLOBAL,

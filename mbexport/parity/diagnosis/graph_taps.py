@@ -18,6 +18,7 @@ from mbexport.checkpoint.spec import ModelSpec
 from mbexport.graph.builder import FUNCTIONS, TAPS
 from mbexport.graph.fused import ADD_NORM
 from mbexport.graph.joined import name_results
+from mbexport.graph.products import PRODUCT
 from mbexport.parity.diagnosis.taps import OUTPUTS, Taps
 from mbexport.parity.figures import FloatArray, units
 from mbexport.parity.graphs.memory import MemoryGraph
@@ -166,8 +167,8 @@ def load_plain(file: Path) -> ir.Model:
 
 
 def _computes_several(function: ir.Function) -> bool:
-    """Whether a function of mbexport's graphs computes what belongs to several modules."""
-    return function.name == ADD_NORM or any(node.domain == FUNCTIONS for node in function)
+    """Whether a function of mbexport's graphs computes what belongs to several modules; or is a plain product."""
+    return function.name in (ADD_NORM, PRODUCT) or any(node.domain == FUNCTIONS for node in function)
 
 
 def _split(graph: ir.Graph, node: ir.Node) -> None:
